@@ -1,0 +1,1 @@
+"""The workshop: tools that every project uses; importing it costs nothing."""

@@ -1,0 +1,17 @@
+"""What enters and leaves a run: checkpoints to resume from, weights to start with or to publish, whole files."""
+
+from core.checkpoint.checkpoints import Checkpoints
+from core.checkpoint.files import fetch, write_atomic
+from core.checkpoint.weights import NUMPY, LoadReport, Rule, load_weights, read_weights, save_weights
+
+__all__ = [
+    "NUMPY",
+    "Checkpoints",
+    "LoadReport",
+    "Rule",
+    "fetch",
+    "load_weights",
+    "read_weights",
+    "save_weights",
+    "write_atomic",
+]

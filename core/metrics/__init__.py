@@ -1,0 +1,31 @@
+"""Results by sample id, merged over processes, and the numbers that papers report.
+
+The numbers are pure functions of whole arrays: tensors or arrays in, float64 arithmetic, fractions from 0 to 1 out
+(times 100 where a paper prints percent), 0 where a share would be 0 of 0.
+"""
+
+from core.metrics.classification import (
+    Averages,
+    Scores,
+    accuracy,
+    average_precision,
+    class_mean_recall,
+    confusion,
+    multilabel_ap,
+    precision_recall_f1,
+    top_k,
+)
+from core.metrics.collect import Collector
+
+__all__ = [
+    "Averages",
+    "Collector",
+    "Scores",
+    "accuracy",
+    "average_precision",
+    "class_mean_recall",
+    "confusion",
+    "multilabel_ap",
+    "precision_recall_f1",
+    "top_k",
+]

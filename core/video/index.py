@@ -1,0 +1,153 @@
+"""Where the frames of a file are: presentation timestamps, keyframes, and whether they can be trusted."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import av
+
+from core.video.source import Source
+
+TINY = 16  # bytes; an MPEG-4 packet below this is a "not coded" picture, for which the decoder gives no frame
+MOV = "mov"
+TRUSTED = (MOV, "matroska", "webm", "avi")
+
+
+@dataclass(slots=True)
+class Index:
+    """Frames in presentation order, for reading from the nearest keyframe.
+
+    pts: timestamp of every frame, ascending, so that a frame's number is its rank (a `range` when equidistant).
+    keys: a number per keyframe, ascending: its frame number, or (`assumed`) its position in decoding order, which is
+        the same unless pictures that follow it are shown before it.
+    key_dts: decoding timestamp of every keyframe (only if `assumed`).
+    assumed: made from the container's table alone; every use has to be checked against the packets (`Proof`).
+    """
+
+    pts: Sequence[int]
+    keys: list[int]
+    key_dts: list[int]
+    assumed: bool
+
+    def rank(self, pts: int) -> int:
+        """Number of frames before this timestamp: the frame number when a frame has it."""
+        return bisect_left(self.pts, pts)
+
+    def key(self, frame: int) -> int:
+        """Position in `keys` of the nearest keyframe at or before a frame."""
+        return bisect_right(self.keys, frame) - 1
+
+
+def from_table(source: Source) -> Index | None:
+    """The index of an mp4/mov file without touching its packets: 1 us per frame against 5 us for reading them.
+
+    Only for the plain case: as many entries as the header promises, all inside the file, equidistant, nothing cut by
+    an edit list, and a first packet that is a keyframe shown first. Returns None otherwise.
+    """
+    stream = source.video
+    times: list[int] = []
+    keys: list[int] = []
+    smallest = file_size = source.path.stat().st_size
+    end = 0
+    for position, entry in enumerate(stream.index_entries):
+        if entry.is_discard:
+            return None
+        times.append(entry.timestamp)
+        if entry.is_keyframe:
+            keys.append(position)
+        smallest = min(smallest, entry.size)
+        end = max(end, entry.pos + entry.size)
+    if len(times) < 2 or len(times) != stream.frames or end > file_size or not smallest:
+        return None
+    if source.codec == "mpeg4" and smallest < TINY:
+        return None
+    step = times[1] - times[0]
+    if step <= 0 or times != list(range(times[0], times[0] + len(times) * step, step)):
+        return None
+    try:
+        first = next(source.container.demux(stream))
+    except (av.FFmpegError, StopIteration):
+        return None
+    start = stream.start_time
+    if start is None or first.pts != start or first.dts != times[0] or not first.is_keyframe or keys[0] != 0:
+        return None
+    return Index(range(start, start + len(times) * step, step), keys, [times[key] for key in keys], assumed=True)
+
+
+def from_packets(source: Source) -> Index | None:
+    """The index from all packets of the stream; None where frames have to be counted by decoding.
+
+    Packets that an edit list discards are no frames. Frame numbers are ranks of timestamps only where timestamps are
+    known to rise with the decoder's output: all there and different, from a keyframe that is shown first, in a
+    container that stores them; in AVI only without B-frames and with every packet of its index in the file.
+    """
+    stream, containers = source.video, source.containers
+    if not any(name in containers for name in TRUSTED):
+        return None
+    shown: list[int] = []
+    keyed: list[int] = []
+    count, smallest, first = 0, TINY, None
+    try:
+        for packet in source.container.demux(stream):
+            if not packet.size:
+                continue  # the empty packet that ends the stream
+            pts, key = packet.pts, packet.is_keyframe
+            if pts is None or packet.is_corrupt:
+                return None
+            if first is None:
+                first = pts
+                if not key:
+                    return None
+            count += 1
+            smallest = min(smallest, packet.size)
+            if key:
+                keyed.append(pts)
+            if not packet.is_discard:
+                shown.append(pts)
+    except av.FFmpegError:
+        return None
+    if first is None or not shown or (source.codec == "mpeg4" and smallest < TINY):
+        return None
+    ordered = sorted(shown)
+    if first > ordered[0] or any(a == b for a, b in pairwise(ordered)):
+        return None
+    if "avi" in containers and (source.context.has_b_frames or shown != ordered or len(stream.index_entries) != count):
+        return None
+    keys = sorted({bisect_left(ordered, pts) for pts in keyed})  # those that an edit list cuts away share a number
+    return Index(ordered, keys, [], assumed=False)
+
+
+class Proof:
+    """Checks an assumed index against the packets that were read, so that a wrong assumption cannot pass.
+
+    From a keyframe at decoding position k, followed by L packets shown before it, the keyframe has to be frame k + L,
+    and up to the last frame read every timestamp in between has to have occurred.
+    """
+
+    def __init__(self, index: Index, key_pts: int, key_dts: int | None) -> None:
+        self.index = index
+        self.key_pts = key_pts
+        place = 0 if key_dts is None else bisect_left(index.key_dts, key_dts)
+        known = place < len(index.key_dts) and index.key_dts[place] == key_dts
+        self.position: int | None = index.keys[place] if known else None
+        self.seen: list[int] = []
+        self.proved: int | None = None  # everything up to this timestamp holds
+
+    def holds(self, last_pts: int) -> bool:
+        """True when frames up to this timestamp have the numbers that the index says."""
+        grid = self.index.pts
+        assert isinstance(grid, range)
+        if self.proved is None:
+            leading = sum(pts < self.key_pts for pts in self.seen)
+            if self.position is None or self.key_pts not in grid or grid.index(self.key_pts) != self.position + leading:
+                return False
+            self.proved = self.key_pts
+        fresh = sorted(pts for pts in self.seen if self.proved < pts <= last_pts)
+        if fresh != list(range(self.proved + grid.step, last_pts + 1, grid.step)):
+            return False
+        self.seen = [pts for pts in self.seen if pts > last_pts]
+        self.proved = max(self.proved, last_pts)
+        return True

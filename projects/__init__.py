@@ -1,0 +1,1 @@
+"""Five reproductions, each independent of the others."""

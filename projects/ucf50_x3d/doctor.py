@@ -1,0 +1,186 @@
+"""Is everything there, and does it fit? Machine, dataset, split, clips and weights, before hours are spent.
+
+    python -m projects.ucf50_x3d.doctor projects/ucf50_x3d/configs/ucf50_x3d_s.yaml data.root=data/ucf50/UCF50
+
+ends with 0 when training can start. `doctor.html` in the run directory shows the clips by length and size.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from core import config, video
+from core.report import Page
+from projects.ucf50_x3d import annotations, data, weights
+from projects.ucf50_x3d.config import Config
+from projects.ucf50_x3d.data import Benchmark
+
+UCF50_CLIPS, UCF50_CLASSES = 6681, 50
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at; `advice` says the way out."""
+
+    level: Literal["ok", "warning", "error"]
+    text: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:<8} {self.text}" + (f"\n         -> {self.advice}" if self.advice else "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print every finding; returns 1 when one of them is an error."""
+    cfg = config.parse(Config, argv)
+    findings = []
+    for finding in examine(cfg):
+        findings.append(finding)
+        sys.stdout.write(f"{finding}\n")
+    errors = sum(finding.level == "error" for finding in findings)
+    sys.stdout.write(f"{errors} errors, {sum(f.level == 'warning' for f in findings)} warnings\n")
+    return int(errors > 0)
+
+
+def examine(cfg: Config) -> Iterator[Finding]:
+    """Everything worth saying about a configuration on this machine, as it is found."""
+    yield machine(cfg)
+    try:
+        benchmark = data.load(cfg.data)
+    except ValueError as error:
+        yield Finding("error", str(error))
+        return
+    yield from split(benchmark)
+    yield from clips(benchmark, cfg)
+    yield from model(benchmark, cfg)
+
+
+def machine(cfg: Config) -> Finding:
+    """Device, precision and free disk."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    folder = next(path for path in (cfg.run.out, *cfg.run.out.parents) if path.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    text = f"{', '.join(gpus) or 'no GPU: training runs on the CPU'}; {free:.0f} GiB free for {cfg.run.out}"
+    return Finding("warning", text, "free some disk: checkpoints need room") if free < 1 else Finding("ok", text)
+
+
+def split(benchmark: Benchmark) -> Iterator[Finding]:
+    """Sizes of the parts, classes that a part lacks, groups that two parts share."""
+    yield Finding("ok", benchmark.describe())
+    found = benchmark.split
+    if found is None:
+        return
+    for part in annotations.SPLITS:
+        present = {row.label for row in found[part]}
+        absent = [name for label, name in enumerate(benchmark.classes) if label not in present]
+        if absent:
+            names = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+            level: Literal["warning", "error"] = "error" if not present and part == "train" else "warning"
+            yield Finding(level, f"{part} has no clip of {names}", "a class needs three groups to be in every part")
+    for part in ("val", "test"):
+        if found.leaks(part):
+            yield Finding(
+                "warning",
+                f"{found.leaks(part):.1%} of the {part} clips share their source video with train",
+                "results will look too good; data.protocol=grouped (or fold, UCF50's own) does not leak",
+            )
+
+
+class Fact(NamedTuple):
+    """What was found out about one clip; `problem` is empty for a good one."""
+
+    name: str
+    frames: int = 0
+    fps: float = 0.0
+    height: int = 0
+    width: int = 0
+    problem: str = ""
+
+
+def look(root: Path, name: str) -> Fact:
+    """Open one clip without decoding it, then decode its first and last frame."""
+    try:
+        info = video.probe(root / name)
+        video.read(root / name, [0, info.frames - 1])
+    except video.VideoError as error:
+        return Fact(name, problem=error.reason)
+    problem = f"{info.lost} damaged packets" if info.lost else ""
+    return Fact(name, info.frames, info.fps, info.height, info.width, problem)
+
+
+def clips(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
+    """Every clip of the dataset: can it be read, is it long and large enough?"""
+    if benchmark.split is None:
+        yield from _epic(benchmark, cfg)
+        return
+    names = sorted({f"{row.action}/{row.video_name}" for part in annotations.SPLITS for row in benchmark.split[part]})
+    with ProcessPoolExecutor(max(cfg.loader.workers, 1), mp_context=get_context("spawn")) as pool:
+        roots = [cfg.data.root] * len(names)
+        facts = list(tqdm(pool.map(look, roots, names, chunksize=16), total=len(names), desc="clips", leave=False))
+    good = [fact for fact in facts if fact.frames]
+    for fact in facts:
+        if fact.problem:
+            yield Finding("error" if not fact.frames else "warning", f"{cfg.data.root / fact.name}: {fact.problem}",
+                          "repair or remove it, then make the annotation files again")  # fmt: skip
+    if not good:
+        return
+    lengths = sorted(fact.frames for fact in good)
+    sizes = Counter(f"{fact.width}x{fact.height}" for fact in good)
+    usual = ", ".join(f"{size} ({count})" for size, count in sizes.most_common(3))
+    yield Finding("ok", f"{len(good)} of {len(facts)} clips can be read: {lengths[0]} to {lengths[-1]} frames, {usual}")
+    if len(benchmark.classes) == UCF50_CLASSES and len(facts) != UCF50_CLIPS and not cfg.data.classes:
+        yield Finding("warning", f"UCF50 has {UCF50_CLIPS} clips, here are {len(facts)}", "was it unpacked whole?")
+    short = sum(fact.frames < cfg.clip.frames for fact in good)
+    if cfg.clip.sampling == "whole" and short:
+        yield Finding("warning", f"{short} clips have fewer than clip.frames={cfg.clip.frames} frames",
+                      "they repeat their last frame")  # fmt: skip
+    small = sum(min(fact.height, fact.width) < cfg.clip.crop for fact in good)
+    if small and not cfg.clip.short_side:
+        yield Finding("ok", f"{small} clips are smaller than clip.crop={cfg.clip.crop} and get zeros around them")
+    page = Page(f"Clips of {cfg.data.root}")
+    page.facts({"clips": len(facts), "unreadable": len(facts) - len(good), "classes": len(benchmark.classes)})
+    page.histogram("Frames per clip", lengths)
+    page.table("Clips", [fact._asdict() for fact in facts if fact.problem] or [fact._asdict() for fact in good[:200]])
+    cfg.run.out.mkdir(parents=True, exist_ok=True)
+    page.save(cfg.run.out / "doctor.html")
+    yield Finding("ok", f"clips by length and size: {cfg.run.out / 'doctor.html'}")
+
+
+def _epic(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
+    """Folders of frames that the segments of EPIC-KITCHENS need."""
+    folders = sorted({segment.folder for segments, _ in benchmark.segments.values() for segment in segments})
+    absent = [folder for folder in folders if not (cfg.data.root / folder).is_dir()]
+    yield Finding("ok", f"{len(folders) - len(absent)} of {len(folders)} frame folders are there")
+    if absent:
+        yield Finding("error", f"{len(absent)} frame folders are missing, the first is {cfg.data.root / absent[0]}",
+                      "unpack the official rgb_frames archives, or train on the videos you have")  # fmt: skip
+
+
+def model(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
+    """Do the network, its weights and the clips fit together?"""
+    try:
+        net = weights.build(cfg.model, len(benchmark.classes))
+        if cfg.model.init:
+            report = weights.initialize(net, cfg.model)
+            yield Finding("ok", f"{cfg.model.init}: {report}")
+        else:
+            yield Finding("warning", "model.init is empty: training starts from nothing",
+                          "give the Kinetics weights (docs/data.md)")  # fmt: skip
+        with torch.inference_mode():
+            net.eval()(weights.example(cfg, torch.device("cpu")))
+        yield Finding("ok", f"{cfg.model.name} takes {cfg.clip.frames} frames of {cfg.clip.crop}x{cfg.clip.crop}")
+    except (ValueError, OSError) as error:
+        yield Finding("error", str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Features of the frozen backbone, computed once: ten epochs of head training then cost one backbone pass.
+
+With the backbone in eval mode and clips that never change, what reaches the head is constant. Two forms are kept:
+every position in 16 bit (exact dropout, 1.3 MB for a clip of 32x256x256), or two moments over the positions (16 kB),
+which is all that dropout of independent positions followed by their mean leaves of them, up to the second moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from core import dist
+from core.checkpoint import write_atomic
+from core.data import Loader
+from core.log import Log
+from projects.ucf50_x3d.config import ClipConfig
+from projects.ucf50_x3d.model import Head
+
+Kind = Literal["moments", "positions"]
+CLIPS_PER_FILE = 64
+
+
+class CachedHead(nn.Module):
+    """A network's head, fed from the cache: positions (B, D, t, h, w) or moments (B, 2, D) -> (B, classes).
+
+    For moments, dropout becomes Gaussian noise of the variance that dropping independent positions has:
+    p / (1 - p) * mean(x^2) / positions.
+    """
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shapes: see the class."""
+        features = features.float()
+        if features.ndim == 5:
+            return self.head(features)
+        mean, variance = features.unbind(1)
+        if self.training:
+            p = self.head.dropout.p
+            mean = mean + torch.randn_like(mean) * (p / (1 - p) * variance).sqrt()
+        return self.head.proj(mean)
+
+
+def condense(features: Tensor, kind: Kind) -> Tensor:
+    """What is kept of position features (B, D, t, h, w): float16 as they are, or float32 (B, 2, D).
+
+    The moments are the mean over the positions and the mean square over positions divided by their number, that is
+    the variance of the mean when every position is multiplied by independent noise of variance one.
+    """
+    if kind == "positions":
+        return features.half()
+    flat = features.float().flatten(2)
+    return torch.stack([flat.mean(2), flat.square().mean(2) / flat.shape[2]], 1)
+
+
+def fingerprint(model: nn.Module, clip: ClipConfig, kind: Kind, root: Path) -> str:
+    """Names the cache: other weights, other frames, other pixels or another dataset are other features."""
+    digest = hashlib.sha256(json.dumps([clip.model_dump(mode="json"), kind, str(root.resolve())]).encode())
+    for name, value in sorted(model.state_dict().items()):
+        if not re.match(r"blocks\.\d+\.proj\.", name):  # all but the layer that will be trained
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Cache:
+    """Features by clip id in the files of a folder; files are written whole or not at all, so a stopped run goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._place: dict[str, tuple[Path, int]] = {}
+        self._files: dict[Path, Any] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read which clips the files hold."""
+        self._place.clear()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                ids = json.loads(file.metadata()["ids"])
+            self._place.update({name: (path, number) for number, name in enumerate(ids)})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._place
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, number = self._place[name]
+        if path not in self._files:
+            self._files[path] = safe_open(path, "pt")
+        return self._files[path].get_slice("features")[number]
+
+    def write(self, ids: Sequence[str], features: Tensor) -> None:
+        """Add one file; its name comes from the clips in it.
+
+        Raises: OSError when the disk is full; the files written before stay valid.
+        """
+        name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+        data = save({"features": features.contiguous()}, {"ids": json.dumps(list(ids))})
+        write_atomic(self.folder / f"{name}.safetensors", data)
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker opens the files itself
+        return {"folder": self.folder, "_place": self._place, "_files": {}}
+
+
+class FeatureClips:
+    """Cached features as a dataset. Samples: id, features (2, D) or (D, t, h, w), label."""
+
+    def __init__(self, cache: Cache, ids: Sequence[str], labels: Sequence[int]) -> None:
+        self.cache, self.ids, self.labels = cache, tuple(ids), tuple(labels)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
+        """One clip's features."""
+        return {"id": self.ids[index], "features": self.cache[self.ids[index]], "label": self.labels[index]}
+
+
+@torch.no_grad()
+def extract(
+    model: nn.Module, loader: Loader, cache: Cache, kind: Kind, log: Log, stopping: Any = lambda: False
+) -> bool:
+    """Run the backbone over a loader's clips and add their features to the cache; False when it was stopped.
+
+    Every process works on its own share; a run that was stopped goes on with the clips that are missing.
+    """
+    model.eval()
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    ids: list[str] = []
+    parts: list[Tensor] = []
+    for batch in log.progress(loader, "features", total=len(loader)):
+        parts.append(condense(model.features(batch["video"]), kind).cpu())
+        ids += batch["id"]
+        if len(ids) >= CLIPS_PER_FILE:
+            cache.write(ids, torch.cat(parts))
+            ids, parts = [], []
+        if stopping():
+            break
+    if ids:
+        cache.write(ids, torch.cat(parts))
+    stopped = dist.any_true(stopping())
+    dist.barrier()
+    cache.refresh()
+    return not stopped
+
+
+def missing(ids: Iterable[str], cache: Cache) -> list[int]:
+    """Positions of the clips the cache does not hold."""
+    return [position for position, name in enumerate(ids) if name not in cache]

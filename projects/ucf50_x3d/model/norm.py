@@ -1,0 +1,76 @@
+"""Batch normalization with trustworthy statistics on channels-last video."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class BatchNorm(nn.BatchNorm3d):
+    """`nn.BatchNorm3d`, with statistics that stay exact when a CPU takes them over a million positions.
+
+    PyTorch's CPU kernel for channels-last input adds positions one after the other in single precision; over the
+    positions of a long clip the means are then wrong in the fourth digit. Here they are sums of sums, in two passes.
+    Shapes: (B, C, T, H, W) -> the same.
+    """
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Shapes: see the class."""
+        positions = video.numel() // self.num_features
+        if not self.training or video.device.type != "cpu" or video.dtype != torch.float32 or positions < 2:
+            return super().forward(video)
+        normalized, mean, variance = _Normalize.apply(video, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (positions / (positions - 1)), self.momentum)
+        return normalized
+
+
+class _Normalize(torch.autograd.Function):
+    """(video, weight, bias, eps) -> normalized video, mean (C,), variance (C,), by the usual equations.
+
+    Everything works on rows (positions, C), which are a view of channels-last video, and on a few megabytes of them at
+    a time where something would be computed only to be summed up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, video: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        rows = _rows(video)
+        mean = rows.mean(0)
+        variance = sum((part - mean).square_().sum(0) for part in _parts(rows)) / len(rows)
+        ctx.save_for_backward(video, weight, mean, torch.rsqrt(variance + eps))
+        ctx.mark_non_differentiable(mean, variance)
+        return F.batch_norm(video, mean, variance, weight, bias, eps=eps), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        video, weight, mean, inverse_std = ctx.saved_tensors
+        rows, grad_rows, count = _rows(video), _rows(grad), video.numel() // len(mean)
+        grad_bias = grad_rows.sum(0)
+        parts = zip(_parts(rows), _parts(grad_rows), strict=True)
+        grad_weight = sum((part - mean).mul_(grad_part).sum(0) for part, grad_part in parts) * inverse_std
+        # weight / std * (grad - mean of grad - normalized * mean of (grad * normalized)), as a * grad + b * video + c
+        a = weight * inverse_std
+        b = -a * grad_weight * inverse_std / count
+        c = -a * grad_bias / count - b * mean
+        grad_video = torch.addcmul(c, b, rows).addcmul_(a, grad_rows)
+        return _video(grad_video, video.shape), grad_weight, grad_bias, None
+
+
+def _rows(video: Tensor) -> Tensor:
+    return video.movedim(1, -1).reshape(-1, video.shape[1])
+
+
+def _video(rows: Tensor, shape: torch.Size) -> Tensor:
+    batch, channels, *grid = shape
+    return rows.view(batch, *grid, channels).movedim(-1, 1)
+
+
+def _parts(rows: Tensor) -> tuple[Tensor, ...]:
+    return rows.split(max(1, 2**20 // rows.shape[1]))

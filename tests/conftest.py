@@ -1,0 +1,51 @@
+"""Seeds, threads and the parity table: the same for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import SHARED, Parity, Row, table
+
+_rows: list[Row] = []
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_repeatable() -> Iterator[None]:
+    """One thread (two cores are shared by parallel workers) and a fixed seed for every test."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture
+def parity(request: pytest.FixtureRequest) -> Iterator[Parity]:
+    """A table of comparisons with golden values; the test fails at its end if one is out of tolerance."""
+    name = request.node.name.split("[")[-1].rstrip("]")
+    report = Parity(name)
+    yield report
+    _rows.extend(report.rows)
+    request.node.user_properties.append(("parity", [vars(row) for row in report.rows]))
+    report.finish()
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """The real clips that developers have beside the repository."""
+    path = SHARED / "data" / "clips"
+    if not path.is_dir():
+        pytest.skip("needs the real video clips, which are not ours to publish (../shared/data/clips is absent)")
+    return path
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the parity table when golden tests were asked for (`make golden`)."""
+    reports = [report for kind in ("passed", "failed", "error") for report in terminalreporter.stats.get(kind, [])]
+    found = {name: value for report in reports for name, value in [(report.nodeid, dict(report.user_properties).get("parity"))] if value}
+    rows = [Row(**row) for value in found.values() for row in value] or _rows
+    if rows and terminalreporter.config.getoption("markexpr") == "golden":
+        terminalreporter.section("parity with the official code")
+        terminalreporter.write_line(table(rows))

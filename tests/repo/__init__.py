@@ -1,0 +1,1 @@
+"""The repository as data: tree, names, commands, configurations, pinned versions."""

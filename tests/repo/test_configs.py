@@ -1,0 +1,37 @@
+"""Every configuration that is published loads, and as many as published results were found."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from core import config
+from tests.repo.files import ROOT
+
+YAMLS = sorted(ROOT.glob("projects/*/configs/*.yaml"))
+EXPECTED = {"ucf50_x3d": {"demo", "ucf50_x3d_xs", "ucf50_x3d_s", "ucf50_x3d_m", "ucf50_x3d_l"}}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name)
+def test_a_configuration_loads_and_says_what_it_gives(path: Path) -> None:
+    project = path.parts[-3]
+    module = importlib.import_module(f"projects.{project}.config")
+    cfg = config.load(module.Config, path)
+    assert config.load(module.Config, overrides=[]) != cfg, "a file that changes nothing is not needed"
+    head = re.match(r"(#.*\n)+", path.read_text())
+    assert head, "the first lines are a comment: the command, the expected result, time and memory"
+    assert f"PROJECT={project}" in head[0]
+    assert path.stem == "demo" or f"CONFIG={path.stem}" in head[0]
+
+
+@pytest.mark.parametrize("project", EXPECTED)
+def test_as_many_configurations_as_results(project: str) -> None:
+    found = {path.stem for path in YAMLS if path.parts[-3] == project}
+    assert found >= EXPECTED[project]
