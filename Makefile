@@ -9,6 +9,8 @@ NODES   = 1
 CKPT    =
 OUT     =
 ARGS    =
+FROM    =
+TO      =
 SLURM   =
 WORKERS = 2
 
@@ -62,7 +64,7 @@ RUN     = $(if $(filter-out 0 1,$(NODES)),$(PY) -m core.slurm nodes=$(NODES) gpu
 	$(if $(filter-out 0 1,$(GPUS)),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m)
 PYTEST  = OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help setup train eval predict convert doctor demo slurm config summary tensorboard bench test test-dist \
+.PHONY: help setup train eval predict convert doctor demo transcode slurm config summary tensorboard bench test test-dist \
 	test-gpu test-all golden check format clean lock project project-if-given projects config-file stage demo-data
 
 project:
@@ -104,6 +106,9 @@ doctor: config-file $(READY) demo-data ## work: check machine, data, geometry an
 
 demo: project-if-given $(READY) ## work: data, training, evaluation and prediction in a minute (PROJECT, or all)
 	@set -e; for name in $(or $(PROJECT),$(PROJECTS)); do $(PY) -m projects.$$name.demo $(ARGS); done
+
+transcode: $(READY) ## work: scale the videos of FROM once into TO, resumable; ARGS="short_side=256 workers=8"
+	$(PY) -m core.video transcode $(call quote,$(FROM)) $(call quote,$(TO)) $(ARGS)
 
 slurm: config-file stage $(READY) demo-data ## work: train as a SLURM job of NODES x GPUS (SLURM="hours=24")
 	$(PY) -m core.slurm nodes=$(NODES) gpus=$(GPUS) $(SLURM) -- \

@@ -398,6 +398,25 @@ def sync_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, every process holds all parameters of an FSDP model, so that each may run it as often as it likes.
+
+    Otherwise all must run it equally often, which the batches of an evaluation do not allow. All enter and leave; no
+    training inside. Other models need none of this and pass through.
+    """
+    shards: list[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    for shard in shards:
+        shard.unshard()
+        shard.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.set_reshard_after_forward(shard is not shards[0], recurse=False)  # the root stays, as FSDP has it
+            shard.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of an FSDP shard (all processes must ask), e.g. a gradient norm; any other tensor as it is."""
     shard: Any = tensor  # a DTensor, whose class takes seconds to import
@@ -455,9 +474,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str
     theirs = [group["params"] for group in state["groups"]]
     if [set(group) for group in ours] != [set(group) for group in theirs]:
         differing = sorted(set(chain(*ours)) ^ set(chain(*theirs)))
-        what = (
-            f"differing parameters: {', '.join(differing[:10])}" if differing else "other groups"
-        )
+        what = f"differing parameters: {', '.join(differing[:10])}" if differing else "other groups"
         raise ValueError(f"the state belongs to another optimizer, {len(theirs)} groups, ours has {len(ours)}; {what}")
     numbers = {name: number for number, name in enumerate(chain(*ours))}
     params = {name: p for p, name in names.items()}

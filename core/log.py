@@ -220,7 +220,10 @@ class Log:
 
 
 class Meter:
-    """A weighted mean since `reset`, and over the last `window` values; tensors stay on their device."""
+    """A weighted mean since `reset`, and over the last `window` values; tensors stay on their device.
+
+    As a part of a checkpoint it lets the mean of an epoch survive a stop in its middle.
+    """
 
     def __init__(self, window: int = 20) -> None:
         self._last: deque[tuple[Scalar, float]] = deque(maxlen=window)
@@ -249,6 +252,17 @@ class Meter:
         """The moving average: the mean of the last `window` values; NaN when nothing was added."""
         weight = sum(w for _, w in self._last)
         return float(sum(value * w for value, w in self._last)) / weight if weight else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything added since `reset`, as plain numbers."""
+        last = [(float(value), weight) for value, weight in self._last]
+        return {"total": float(self._total), "weight": self._weight, "last": last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._total, self._weight = state["total"], state["weight"]
+        self._last.clear()
+        self._last.extend((value, weight) for value, weight in state["last"])
 
 
 class Throughput:

@@ -101,6 +101,8 @@ def build(model: nn.Module, cfg: OptimConfig, rules: Sequence[Rule] = ()) -> tor
     every = [parameter for group in params for parameter in group["params"]]
     fused = all(parameter.is_floating_point() and parameter.device.type in ("cuda", "cpu") for parameter in every)
     if cfg.name == "sgd":
+        # PyTorch has no fused SGD for the shards of FSDP.
+        fused = fused and not any(hasattr(parameter, "full_tensor") for parameter in every)
         sgd = torch.optim.SGD(params, cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=fused)
         if cfg.momentum:
             # A zero buffer makes the same first step as none. The fused kernel needs it: it takes no mixture of present

@@ -63,7 +63,7 @@ class TrainStep:
         self.steps_per_epoch = math.ceil(batches_per_epoch / cfg.accumulate)
         self.total = cfg.epochs * self.steps_per_epoch
         self.count = 0
-        self.device = next(model.parameters()).device
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.precision = resolve_precision(precision, self.device)
         self._factor = factor
         self._batch = 0  # micro-batches done in this epoch
@@ -92,16 +92,18 @@ class TrainStep:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model to evaluate and to publish: the moving average when there is one, plain, without wrappers."""
+        """The model to evaluate and to publish, without wrappers: the moving average when there is one.
+
+        With several processes `dist.sync_buffers` makes its batch statistics equal before an evaluation.
+        """
         return self.model if self.average is None else self.average
 
     @contextmanager
     def forward(self) -> Iterator[nn.Module]:
         """The network to call, under autocast; gradients stay on this process until the last micro-batch of a step."""
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with (
             dist.no_sync(self._net, enabled=self._micro + 1 < self._window),
-            torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"),
+            autocast(self.precision, self.device),
         ):
             yield self._net
 
@@ -125,14 +127,17 @@ class TrainStep:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model: optimizer, loss scale, average, position, gradients of a step under way.
 
-        All processes have to ask. Gradients not yet exchanged are saved as their mean, which the step ends with on any
-        number of processes; under FSDP they are out of reach, and a resumed run begins that step anew.
+        All processes have to ask; only the main one gets the large parts. Gradients not yet exchanged are saved as
+        their mean, from which any number of processes ends the step; under FSDP they are out of reach, and a resumed
+        run begins that step anew.
         """
+        whole = dist.full_state(self.model, self.optimizer, main_only=True)
+        average = None if self.average is None else dist.full_state(self.average, main_only=True)
         state = {
             "name": self.cfg.name,
-            "optimizer": dist.full_state(self.model, self.optimizer)["optimizer"],
+            "optimizer": whole.get("optimizer"),
             "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else dist.full_state(self.average)["model"],
+            "average": None if average is None else average.get("model"),
             "count": self.count,
             "batch": self._batch,
             "micro": self._micro,
@@ -233,6 +238,13 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
         return precision
     able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if able else "fp32"
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context in which a network computes at this precision, for training and for evaluation."""
+    precision = resolve_precision(precision, device)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def ema_decay(update: int, cfg: optim.OptimConfig) -> float:

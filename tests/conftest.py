@@ -14,11 +14,10 @@ _rows: list[Row] = []
 
 
 @pytest.fixture(autouse=True)
-def _quiet_and_repeatable() -> Iterator[None]:
+def _quiet_and_repeatable() -> None:
     """One thread (two cores are shared by parallel workers) and a fixed seed for every test."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def clips() -> Path:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the parity table when golden tests were asked for (`make golden`)."""
     reports = [report for kind in ("passed", "failed", "error") for report in terminalreporter.stats.get(kind, [])]
-    found = {name: value for report in reports for name, value in [(report.nodeid, dict(report.user_properties).get("parity"))] if value}
+    found = {report.nodeid: dict(getattr(report, "user_properties", ())).get("parity") or [] for report in reports}
     rows = [Row(**row) for value in found.values() for row in value] or _rows
     if rows and terminalreporter.config.getoption("markexpr") == "golden":
         terminalreporter.section("parity with the official code")

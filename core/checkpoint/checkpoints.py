@@ -42,11 +42,18 @@ class Checkpoints:
     """The folder `out/checkpoints`: `step_<count>.pt` to resume from, `last` and `best.safetensors` to use.
 
     Kept are the `keep` newest checkpoints and the one with the best `best` (a key of the metrics; `mode` is "max" or
-    "min"). All processes call `save` and `restore`; the main one writes.
+    "min"). All processes call `save` and `restore`; the main one writes. `about` (class names, geometry: anything JSON
+    can say) goes into the files of weights, which then answer without the run they come from.
     """
 
     def __init__(
-        self, out: str | Path, *, best: str | None = None, mode: Literal["max", "min"] = "max", keep: int = 2
+        self,
+        out: str | Path,
+        *,
+        best: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        keep: int = 2,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"mode is {mode!r}; expected max or min")
@@ -54,6 +61,7 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}; expected at least 1 checkpoint")
         self.folder = Path(out) / "checkpoints"
         self.key, self.mode, self.keep = best, mode, keep
+        self.about = dict(about or {})
         self.best: tuple[int, float] | None = None
         """The step and value of the best metrics so far."""
 
@@ -69,7 +77,8 @@ class Checkpoints:
         states = {name: _plain(_state(part), name) for name, part in parts.items()}
         randoms = dist.gather(_random_state())
         published = getattr(parts.get("step"), "eval_model", parts.get("model"))
-        weights = _state(published) if isinstance(published, nn.Module) else None
+        known = [states[name] for name, part in parts.items() if part is published and isinstance(part, nn.Module)]
+        weights = known[0] if known else _state(published) if isinstance(published, nn.Module) else None
         best = self._better(step, metrics)
         path = None
         if dist.is_main():
@@ -145,9 +154,10 @@ class Checkpoints:
         self, payload: dict[str, Any], weights: Mapping[str, Tensor] | None, best: tuple[int, float] | None
     ) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for rest in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
-            rest.unlink()
-        about = {"step": payload["step"], "metrics": payload["metrics"]}
+        for pattern in (".*.tmp", ".tmp*"):  # what a process killed while it wrote left, and safetensors in it
+            for rest in self.folder.glob(pattern):
+                rest.unlink()
+        about = {**self.about, "step": payload["step"], "metrics": payload["metrics"]}
         # The best weights come first: a run killed in between repeats this step, and finds them the best again.
         if best and weights is not None:
             save_weights(weights, self.folder / "best.safetensors", about)

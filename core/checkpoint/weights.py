@@ -186,10 +186,13 @@ def _write(state: Mapping[str, Any], path: Path, metadata: Mapping[str, Any]) ->
             tensors[name] = tensor.clone() if place in seen else tensor
             seen.add(place)
     with replacing(path) as temporary:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
         try:
             save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
         except SafetensorError as error:
             raise OSError(f"{path}: {error}") from error
+        temporary.chmod(permissions)  # safetensors writes through a file of its own that only its owner may read
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -118,9 +118,19 @@ class Loader:
         """The epochs from the present one to before `until`; after each the loader stands at the start of the next."""
         if until != self._plans.until:
             self._plans.until, self._stream = until, None
-        while self._epoch < until:
-            yield self._epoch
-            self._epoch, self._batch = self._epoch + 1, 0
+        while (epoch := self._epoch) < until:
+            yield epoch
+            if self._epoch == epoch:
+                self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """Stand at the start of the next epoch: for what is saved once this one is evaluated too."""
+        self._epoch, self._batch = self._epoch + 1, 0
+
+    @property
+    def batch(self) -> int:
+        """Batches of the present epoch that the loop was given so far."""
+        return self._batch
 
     def state_dict(self) -> dict[str, int]:
         """Where training is: in an epoch, after as many batches as the loop was given."""
@@ -279,9 +289,7 @@ class Loader:
         alone = len(packet.indices) < len(packet.plan.indices)
         if lost > allowed or alone:
             self.close()
-            limit = (
-                "none of many others either" if alone else f"loader.max_bad={self.cfg.max_bad:g} allows {allowed:.0f}"
-            )
+            limit = "nor could others instead" if alone else f"loader.max_bad={self.cfg.max_bad:g} allows {allowed:.0f}"
             files = [f"{path}: {reason}" for path, reason in self.bad.items()]
             more = [f"... and {len(files) - 10} more"] if len(files) > 10 else []
             raise TooManyBadFiles(

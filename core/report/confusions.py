@@ -12,6 +12,7 @@ from core.report.markup import data, notice, numbers, shortened, tag, text
 from core.report.tables import table
 
 _LEVELS = 24  # shades; cells of one shade are one path, so that a hundred classes stay a small drawing
+_LABEL = 24  # characters of a class name beside the map; the pointer shows it whole
 _LISTED = 12  # most frequent confusions, listed in words below
 
 
@@ -53,7 +54,8 @@ def confusion(name: str, matrix: Any, classes: Sequence[str], *, most: int = 120
             tag("div", svg, class_="scroll", tabindex=0, role="application", aria_label=hint),
             _SCALE,
             tag("p", class_="unseen", role="status"),
-            class_="confusion",
+            class_="confusion wide" if len(names) > 60 else "confusion",
+            style=f"--side:{geometry['side']}px",
             data_confusion=data({**payload, **geometry}),
         ),
         listed,
@@ -93,15 +95,15 @@ def _listed(counts: NDArray[np.float64], rows: NDArray[np.float64], names: list[
 
 def _svg(counts: NDArray[np.float64], shares: NDArray[np.float64], names: list[str]) -> tuple[str, dict[str, int]]:
     n = len(names)
-    cell = 64 if n <= 8 else 40 if n <= 16 else 26 if n <= 30 else 15 if n <= 60 else 11
+    cell = 56 if n <= 8 else 40 if n <= 16 else 26 if n <= 30 else 15 if n <= 60 else 10
     font = 13 if n <= 16 else 12 if n <= 30 else 11 if n <= 60 else 9
-    longest = max(len(shortened(label, 26)) for label in names)
-    gutter = round(longest * font * 0.56) + 30
+    longest = max(len(shortened(label, _LABEL)) for label in names)
+    gutter = max(110, round(longest * font * 0.56) + 24)
     left = top = gutter
     side = gutter + n * cell + 12
     levels = _levels(shares)
     centers = [gutter + (k + 0.5) * cell for k in range(n)]
-    cut = [text(shortened(name, 26)) for name in names]
+    cut = [text(shortened(name, _LABEL)) for name in names]
     labels = [tag("text", label, class_="row", x=left - 8, y=at) for label, at in zip(cut, centers, strict=True)] + [
         tag("text", label, class_="column", transform=f"translate({at} {top - 8}) rotate(-90)")
         for label, at in zip(cut, centers, strict=True)
@@ -128,18 +130,18 @@ def _svg(counts: NDArray[np.float64], shares: NDArray[np.float64], names: list[s
         *_shades(levels, cell, gutter),
         tag("g", *written, class_="numbers"),
         tag("g", *labels, class_="labels"),
-        tag("text", "truth ↓", class_="axis", x=left - 8, y=14, text_anchor="end"),
-        tag("text", "prediction →", class_="axis", x=left, y=14),
+        tag("text", "prediction →", class_="axis", x=left - 8, y=top - 30),
+        tag("text", "truth ↓", class_="axis", x=left - 8, y=top - 12),
         tag("g", *bands, class_="picked", hidden=True),
         viewBox=f"0 0 {side} {side}", width=side, height=side, style=f"--font:{font}px", aria_hidden="true",
     )  # fmt: skip
-    return svg, {"cell": cell, "left": left, "top": top}
+    return svg, {"cell": cell, "left": left, "top": top, "side": side + 10}
 
 
 def _levels(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the shade of every cell, 0 .. _LEVELS; small shares are lifted so that a single error can be seen."""
-    shades = np.where(shares > 0, 0.08 + 0.92 * shares**0.7, 0.0)
-    return np.minimum(np.ceil(shades * _LEVELS), _LEVELS)
+    levels: NDArray[np.float64] = np.ceil(np.where(shares > 0, 0.16 + 0.84 * shares**0.7, 0.0) * _LEVELS)
+    return levels.clip(0, _LEVELS)
 
 
 def _shades(levels: NDArray[np.float64], cell: int, gutter: int) -> Iterator[str]:

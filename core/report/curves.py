@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.report.markup import data, notice, numbers, shown, tag, text
+from core.report.markup import data, notice, numbers, printable, shown, tag, text
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 COLORS = 8  # --series-0 … --series-7 of page.css; further series repeat them dashed
@@ -39,7 +40,7 @@ def curves(series: Mapping[str, tuple[Any, Any]], *, x: str, y: str, log: bool, 
     legend = [
         tag(
             "button",
-            tag("i", class_="swatch"),
+            tag("i", class_="swatch" if i < COLORS else "swatch dashed"),
             f"{text(name)} ",
             tag("b", text(shown(_last(line)))),
             type="button",
@@ -56,6 +57,10 @@ def curves(series: Mapping[str, tuple[Any, Any]], *, x: str, y: str, log: bool, 
         class_="chart",
         data_chart=data(payload),
     )
+    if any(_is_noisy(line[1]) for line in drawn.values()):
+        note += tag(
+            "p", "Faint: every value. Bold: the mean of its neighborhood, a twentieth of the line.", class_="aside"
+        )
     return chart + note
 
 
@@ -77,6 +82,20 @@ def _last(line: Line) -> float:
     return float(y[finite][-1])
 
 
+def _is_noisy(y: NDArray[np.float64]) -> bool:
+    """Return whether a long line goes up and down so often that its mean must be drawn to be seen."""
+    finite = y[np.isfinite(y)]
+    return len(finite) >= 200 and np.abs(np.diff(finite)).sum() > 12 * np.ptp(finite)
+
+
+def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of every value and its neighbors on both sides, fewer towards the ends."""
+    span = np.ones(len(y) // 40 * 2 + 1)
+    finite = np.isfinite(y)
+    count = np.convolve(finite, span, "same")
+    return np.where(finite, np.convolve(np.where(finite, y, 0.0), span, "same") / np.maximum(count, 1), np.nan)
+
+
 def _thinned(line: Line) -> dict[str, list[float]]:
     x, y = line
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), _HOVERED)).round().astype(int))
@@ -89,21 +108,23 @@ def _svg(lines: Mapping[str, Line], x: str, y: str, log: bool, prefix: str) -> t
     from matplotlib.figure import Figure
 
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 8.5}
-    with mpl.rc_context(style):
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the browser has the letters that the measuring font lacks
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
-        for i, (px, py) in enumerate(lines.values()):
-            alone = np.count_nonzero(_visible((px, py), log)) == 1
+        for i, line in enumerate(lines.values()):
             dash: Any = _DASHES[i // COLORS % len(_DASHES)]
-            (drawn,) = axes.plot(
-                px, np.where(np.isfinite(py), py, np.nan), color=_series(i), linewidth=1.4, linestyle=dash,
-                marker="o" if alone else None, markersize=4, solid_joinstyle="round",
-            )  # fmt: skip
-            drawn.set_gid(f"series-{i}")
+            alone = np.count_nonzero(_visible(line, log)) == 1
+            look: Any = {"color": _series(i), "marker": "o" if alone else None, "markersize": 4}
+            if _is_noisy(line[1]):
+                axes.plot(*line, linewidth=0.6, gid=f"raw-{i}", **look)
+                axes.plot(line[0], _smooth(line[1]), linewidth=1.5, linestyle=dash, gid=f"series-{i}", **look)
+            else:
+                axes.plot(*line, linewidth=1.5, linestyle=dash, gid=f"series-{i}", **look)
         if log:
             axes.set_yscale("log", nonpositive="mask")
-        axes.set_xlabel(x, color=_INK, parse_math=False)
-        axes.set_ylabel(y, color=_INK, parse_math=False)
+        axes.set_xlabel(printable(x), color=_INK, parse_math=False)
+        axes.set_ylabel(printable(y), color=_INK, parse_math=False)
         axes.grid(True, axis="y", color=_FAINT, linewidth=0.7)
         axes.tick_params(which="both", length=0, labelcolor=_INK, pad=5)
         for side, spine in axes.spines.items():

@@ -19,12 +19,17 @@ MISSING = "–"
 
 def text(value: Any) -> str:
     """Return the value as HTML text that is safe in content and in quoted attributes."""
-    return html.escape(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
+    return html.escape(printable(value), quote=True)
+
+
+def printable(value: Any) -> str:
+    """Return the value as text without control characters and lone surrogates, which no page may hold."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
 
 def data(value: Any) -> str:
     """Return the value as JSON (not yet escaped); numbers that JSON does not know become null."""
-    return json.dumps(_finite(value), separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(_plain_data(value), separators=(",", ":"), ensure_ascii=False)
 
 
 def tag(name: str, *content: str, **attributes: Any) -> str:
@@ -96,12 +101,14 @@ def numbers(values: Any) -> NDArray[np.float64]:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
 
 
-def _finite(value: Any) -> Any:
+def _plain_data(value: Any) -> Any:
     value = plain(value)
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {printable(key): _plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_plain_data(item) for item in value]
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

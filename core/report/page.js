@@ -88,7 +88,7 @@ for (const root of all(document, ".chart")) {
   buttons.forEach((button, i) => button.addEventListener("click", () => {
     const on = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", on);
-    root.querySelector(`[id$="series-${i}"]`).style.visibility = on ? "" : "hidden";
+    for (const line of all(root, `[id$="-series-${i}"], [id$="-raw-${i}"]`)) line.style.visibility = on ? "" : "hidden";
   }));
   const nearest = (xs, x) => {
     let best = -1;
@@ -250,7 +250,7 @@ for (const root of all(document, ".timeline")) {
   };
   const zoomTo = (wanted, around = time) => {
     const before = around / duration * canvas.clientWidth - view.scrollLeft;
-    zoom = clamp(wanted, 1, Math.max(1, duration * 120 / view.clientWidth));
+    zoom = clamp(wanted, 1, Math.max(1, duration * 400 / view.clientWidth));
     canvas.style.width = `${100 * zoom}%`;
     view.scrollLeft = around / duration * canvas.clientWidth - clamp(before, 0, view.clientWidth);
     ticks();

@@ -81,20 +81,31 @@ class Page:
         video: Path | str | None = None,
         *,
         limit_mb: float = 30.0,
+        fps: float = 0.0,
     ) -> Page:
-        """Add tracks of segments and curves over time, with a cursor that follows the video when there is one."""
+        """Add tracks of segments and curves over time, with a cursor that follows the video when there is one.
+
+        Without `duration_s` the latest end of a track is the duration; `limit_mb` and `fps` as in `video`.
+        """
         timelines.timeline(name, tracks, duration_s, "")  # what is wrong with the tracks shows here, not when saving
         path = None if video is None else Path(video)
 
         def block(folder: Path) -> str:
-            playing = "" if path is None else videos.player(path, limit_mb, folder)
+            playing = "" if path is None else videos.player(path, limit_mb, fps, folder)
             return timelines.timeline(name, tracks, duration_s, playing)
 
         return self._add(name, block)
 
-    def video(self, path: Path | str, name: str = "", *, limit_mb: float = 30.0) -> Page:
-        """Add a player; the video is embedded up to `limit_mb`, re-encoded small when browsers need it, else linked."""
-        return self._add(name, lambda folder: f'<div class="stage">{videos.player(Path(path), limit_mb, folder)}</div>')
+    def video(self, path: Path | str, name: str = "", *, limit_mb: float = 30.0, fps: float = 0.0) -> Page:
+        """Add a player. The video is embedded up to `limit_mb`, re-encoded small where browsers need it, else linked.
+
+        A folder of pictures needs its `fps`. The video is read when the page is saved.
+        """
+
+        def block(folder: Path) -> str:
+            return tag("div", videos.player(Path(path), limit_mb, fps, folder), class_="stage")
+
+        return self._add(name, block)
 
     def html(self, folder: Path | str = ".") -> str:
         """Return the whole page; videos too large to embed are linked relative to `folder`."""

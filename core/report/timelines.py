@@ -16,9 +16,9 @@ from core.report.tables import table
 _DRAWN = 1500  # points of a curve in the drawing; more would be finer than the screen
 _ROOMY = 4  # lanes up to which segments are high enough to carry their label
 _NOTHING = tag("span", "nothing", class_="none")
+_PLAY = "<kbd>space</kbd> play "
 _KEYS = (
-    "<kbd>space</kbd> play <kbd>←</kbd><kbd>→</kbd> 1 s, <kbd>shift</kbd> 10 s "
-    "<kbd>P</kbd><kbd>N</kbd> segment <kbd>+</kbd><kbd>−</kbd> zoom"
+    "<kbd>←</kbd><kbd>→</kbd> 1 s, <kbd>shift</kbd> 10 s <kbd>P</kbd><kbd>N</kbd> segment <kbd>+</kbd><kbd>−</kbd> zoom"
 )
 
 
@@ -87,7 +87,7 @@ def timeline(name: str, tracks: Sequence[Track], duration_s: float | None, video
     return tag(
         "div",
         tag("div", video, tag("div", clocks, *now, class_="now"), class_="stage"),
-        _tools([s.score for found in spans for s in found if s.score is not None and math.isfinite(s.score)]),
+        _tools([s.score for found in spans for s in found if s.score is not None], bool(video)),
         view,
         _legend(hues),
         _listed(name, {track.name: found for track, found in zip(tracks, spans, strict=True) if found}),
@@ -112,7 +112,7 @@ def _segments(track: SegmentTrack) -> list[Segment]:
             raise ValueError(
                 f"track {track.name!r}, segment {i}: expected 0 <= start_s <= end_s, got {start:g} and {end:g}"
             )
-        score = None if segment.score is None else float(segment.score)
+        score = None if segment.score is None or not math.isfinite(segment.score) else float(segment.score)
         found.append(Segment(start, end, str(segment.label), score))
     return found
 
@@ -160,17 +160,18 @@ def _segment_track(name: str, segments: list[Segment], duration: float, hues: Ma
 
 def _segment(segment: Segment, lane: int, duration: float, hue: int) -> str:
     score = "" if segment.score is None else f" {shown(segment.score, 2)}"
+    sure = 1 if segment.score is None else min(max(segment.score, 0), 1)
     left, width = (100 * value / duration for value in (segment.start_s, segment.end_s - segment.start_s))
     return tag(
         "div",
         tag("span", text(segment.label), tag("b", score)),
         class_="segment",
-        style=f"--hue:{hue};--lane:{lane};left:{left:.4f}%;width:{width:.4f}%",
+        style=f"--hue:{hue};--lane:{lane};--sure:{sure:.3g};left:{left:.4f}%;width:{width:.4f}%",
         title=f"{segment.label}{score}, {clock(segment.start_s)} – {clock(segment.end_s)}",
         data_start=f"{segment.start_s:.6g}",
         data_end=f"{segment.end_s:.6g}",
         data_label=segment.label,
-        data_score=None if segment.score is None or math.isnan(segment.score) else f"{segment.score:.6g}",
+        data_score=None if segment.score is None else f"{segment.score:.6g}",
     )
 
 
@@ -220,7 +221,7 @@ def _path(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
     return path
 
 
-def _tools(scores: list[float]) -> str:
+def _tools(scores: list[float], playing: bool) -> str:
     threshold = ""
     if scores and min(scores) < max(scores):
         low, high = math.floor(min(scores) * 100) / 100, math.ceil(max(scores) * 100) / 100
@@ -237,7 +238,7 @@ def _tools(scores: list[float]) -> str:
         button("fit", "Fit", "Whole duration (0)"),
         threshold,
         tag("span", class_="push"),
-        tag("span", _KEYS, class_="keys"),
+        tag("span", _PLAY if playing else "", _KEYS, class_="keys"),
         class_="tools above",
     )
 

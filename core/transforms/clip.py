@@ -90,7 +90,8 @@ def channels(values: Channels | Sequence[float], name: str) -> Channels:
 def per_channel(values: Channels, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The values as (3,1,1,1) on the device; kept, so that no batch waits for three numbers to be copied."""
     triple = values if isinstance(values, tuple) else (values,) * 3
-    return torch.tensor(triple, dtype=dtype, device=device).view(3, 1, 1, 1)
+    with torch.inference_mode(False):  # made during an evaluation, used in training afterwards
+        return torch.tensor(triple, dtype=dtype, device=device).view(3, 1, 1, 1)
 
 
 @dataclass(frozen=True)

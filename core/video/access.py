@@ -205,8 +205,8 @@ class Counted:
             self._restart()
         sequence, self._sequence = self._sequence, None  # an interrupted run leaves no usable position
         assert sequence is not None
+        frame = None
         for number in wanted:
-            frame = None
             while self._next <= number:
                 frame = next(sequence, None)
                 if frame is None:

@@ -56,6 +56,11 @@ class Reader(ABC):
     def _stack(self, wanted: Sequence[int], short_side: int | None) -> Tensor:
         """Frames of the wanted numbers (ascending, unique, not empty), (T,H,W,3) uint8."""
 
+    @property
+    def rotation(self) -> int:
+        """Degrees counterclockwise that turn the stored picture upright: 0, 90, 180 or 270."""
+        return 0
+
     def __enter__(self) -> Self:
         return self
 
@@ -87,7 +92,7 @@ class Reader(ABC):
         if wanted != numbers:
             place = {number: position for position, number in enumerate(wanted)}
             frames = frames[torch.tensor([place[number] for number in numbers])]
-        turns = self.info.rotation // 90 if rotate else 0
+        turns = self.rotation // 90 if rotate else 0
         return torch.rot90(frames, turns, (1, 2)).contiguous() if turns else frames
 
     def read_times(self, times_s: Iterable[float], *, short_side: int | None = None, rotate: bool = False) -> Tensor:
@@ -168,6 +173,7 @@ class Video(Reader):
         self._reformatter: Any = None
         self._times: list[float] | None = None
         self._info: VideoInfo | None = None
+        self._rotation: int | None = None
         self._pid = os.getpid()
         self._lock = threading.RLock()
 
@@ -183,7 +189,7 @@ class Video(Reader):
         """Facts of the video; decodes one frame (its rotation), or all of them where frames have to be counted."""
         with self._locked():
             if self._info is None:
-                rotation = self._rotation()
+                rotation = self.rotation
                 access = self._opened()
                 source, frames, times = access.source, access.count(), self.times()
                 base, first = access.clock()
@@ -205,6 +211,15 @@ class Video(Reader):
                     promised=source.promised,
                 )
             return self._info
+
+    @property
+    def rotation(self) -> int:
+        """Degrees counterclockwise that turn the stored picture upright: 0, 90, 180 or 270."""
+        if self._rotation is None:
+            angles: list[int] = []
+            self._each([0], angles.clear, lambda frame: angles.append(int(frame.rotation)))
+            self._rotation = round(angles[0] / 90) * 90 % 360
+        return self._rotation
 
     def times(self) -> list[float]:
         """Seconds from the first frame to every frame; number / frame rate where timestamps are absent or scrambled."""
@@ -256,6 +271,7 @@ class Video(Reader):
                 try:
                     for frame in self._opened().frames(wanted):
                         take(frame)
+                        del frame  # what a damaged picture shows depends on how many frames are held
                     return
                 except DistrustError:
                     # The next safer way: from the container's table to its packets, from those to counting frames.
@@ -265,11 +281,6 @@ class Video(Reader):
                 except av.FFmpegError as error:
                     raise VideoError(self.path, f"a frame cannot be converted to RGB ({words(error)})") from error
 
-    def _rotation(self) -> int:
-        angles: list[int] = []
-        self._each([0], angles.clear, lambda frame: angles.append(int(frame.rotation)))
-        return round(angles[0] / 90) * 90 % 360
-
     def _opened(self) -> Indexed | Counted:
         """The way to the frames, by the quickest means still trusted."""
         if self._access is None:
@@ -278,13 +289,15 @@ class Video(Reader):
         return self._access
 
     def _indexed(self) -> Indexed | Counted:
-        source = self._source()
+        source = self._source(marks=True)
         try:
-            index = from_table(source) if self._level == 0 and MOV in source.containers else None
-            if index is None:
-                if self._level == 0 and MOV in source.containers:  # its first packet has been read
+            index = None
+            if self._level == 0 and MOV in source.containers:
+                index = from_table(source)
+                if index is None:  # its first packet has been read
                     source.close()
-                    source = self._source()
+                    source = self._source(marks=True)
+            if index is None:
                 self._level = 1
                 index = from_packets(source)
         except BaseException:
@@ -323,41 +336,40 @@ class Stack:
     def clear(self) -> None:
         """Start over."""
         self.filled = self.done = 0
-        self.out = self.raw = torch.empty(0, dtype=torch.uint8)
-        self.array: np.ndarray = self.raw.numpy()
+        self.raw = self.out = np.empty(0, np.uint8)
 
     def add(self, picture: np.ndarray) -> None:
         """Append one picture, uint8 (H,W,3); all have to have one size."""
-        if not self.array.size:
+        if not self.raw.size:
             self._allocate(*picture.shape[:2])
-        if picture.shape != self.array.shape[1:]:
-            (height, width), (h, w) = self.array.shape[1:3], picture.shape[:2]
+        if picture.shape != self.raw.shape[1:]:
+            (height, width), (h, w) = self.raw.shape[1:3], picture.shape[:2]
             raise VideoError(
-                self.path,
-                f"changes its size from {width}x{height} to {w}x{h}; make it one size with core.video.transcode",
+                self.path, f"changes from {width}x{height} to {w}x{h}; make it one size with core.video.transcode"
             )
-        self.array[self.filled] = picture
+        self.raw[self.filled] = picture
         self.filled += 1
-        if self.short_side is not None and self.filled == len(self.array):
+        if self.short_side is not None and self.filled == len(self.raw):
             self._scale()
 
     def result(self) -> Tensor:
         """All pictures, (T,H,W,3)."""
         if self.short_side is not None and self.filled:
             self._scale()
-        return self.out
+        return torch.from_numpy(self.out)
 
     def _allocate(self, height: int, width: int) -> None:
+        # numpy asks the system for huge pages, torch does not: filling fresh memory takes a quarter of the time.
         keep = self.total if self.short_side is None else min(self.total, CHUNK)
-        self.raw = torch.empty((keep, height, width, 3), dtype=torch.uint8)
-        self.array = self.raw.numpy()
-        size = scaled(height, width, self.short_side)
-        self.out = self.raw if self.short_side is None else torch.empty((self.total, *size, 3), dtype=torch.uint8)
+        self.raw = self.out = np.empty((keep, height, width, 3), np.uint8)
+        if self.short_side is not None:
+            self.out = np.empty((self.total, *scaled(height, width, self.short_side), 3), np.uint8)
 
     def _scale(self) -> None:
-        images = self.raw[: self.filled].permute(0, 3, 1, 2)
-        small = torch.nn.functional.interpolate(images, size=self.out.shape[1:3], mode="bilinear", antialias=True)
-        self.out[self.done : self.done + self.filled] = small.permute(0, 2, 3, 1)
+        images = torch.from_numpy(self.raw[: self.filled]).permute(0, 3, 1, 2)
+        size = (self.out.shape[1], self.out.shape[2])
+        small = torch.nn.functional.interpolate(images, size=size, mode="bilinear", antialias=True)
+        self.out[self.done : self.done + self.filled] = small.permute(0, 2, 3, 1).numpy()
         self.done += self.filled
         self.filled = 0
 

@@ -47,8 +47,8 @@ class Source:
             self.context.thread_type = "FRAME" if threads > 1 else "SLICE"
             self.context.thread_count = threads
             if self.context.name == "h264" and not (strict or marks):
-                # What the decoder invents for damaged areas depends on its threads; left alone, damage looks the same
-                # everywhere. But only a decoder that invents marks the pictures.
+                # Damaged areas then keep what the memory held, always the same when decoding from the start. What the
+                # decoder would invent for them depends on its threads, but only a decoder that invents marks damage.
                 self.context.options = {"enable_er": "0"}
             self.containers = str(self.container.format.name).split(",")
             self.codec = str(self.context.name)

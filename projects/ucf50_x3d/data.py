@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from core import clips, video
-from core.data import Dataset, SampleError
+from core.data import SampleError
 from core.transforms import (
     CenterCrop,
     Compose,
@@ -28,9 +28,9 @@ from core.transforms import (
     Step,
     ThreeCrops,
 )
-from projects.ucf50_x3d import annotations
-from projects.ucf50_x3d.annotations import Row, Split
-from projects.ucf50_x3d.config import ClipConfig, DataConfig
+from projects.ucf50_x3d import splits
+from projects.ucf50_x3d.config import ClipConfig, Config, DataConfig
+from projects.ucf50_x3d.splits import Row, Split
 
 Transform = Callable[[dict[str, Any], list[random.Random]], dict[str, Any]]
 
@@ -46,7 +46,7 @@ class Benchmark:
     split: Split | None = None
     segments: Mapping[str, tuple[Sequence[Segment], Sequence[int]]] = field(default_factory=dict)
 
-    def dataset(self, part: str, clip: ClipConfig, *, train: bool = False, views: int = 1) -> Dataset:
+    def dataset(self, part: str, clip: ClipConfig, *, train: bool = False, views: int = 1) -> FolderClips | EpicFrames:
         """The clips of `train`, `val` or `test`."""
         if self.split is None:
             segments, labels = self.segments[part]
@@ -55,7 +55,7 @@ class Benchmark:
 
     def describe(self) -> str:
         """One line for the log: sizes, and the leak of a split that is not by source video."""
-        sizes = ", ".join(f"{len(self.dataset(part, ClipConfig()))} {part}" for part in annotations.SPLITS)
+        sizes = ", ".join(f"{len(self.dataset(part, ClipConfig()))} {part}" for part in splits.SPLITS)
         text = f"{self.cfg.root}: {len(self.classes)} classes, {sizes} clips (protocol {self.cfg.protocol})"
         if self.split and self.split.leaks("test"):
             text += f"; it LEAKS: {self.split.leaks('test'):.1%} of the test clips share their source video with train"
@@ -70,13 +70,13 @@ def load(cfg: DataConfig) -> Benchmark:
     if cfg.dataset == "ek100":
         return _epic(cfg)
     if cfg.protocol == "files":
-        found = annotations.read_files(_required(cfg))
+        found = splits.read_files(_required(cfg))
     elif cfg.protocol == "lists":
         share = cfg.held_out * (1 - cfg.test_of_held_out)
-        found = annotations.read_lists(_required(cfg), cfg.fold, _rows(cfg), val_share=share, seed=cfg.seed)
+        found = splits.read_lists(_required(cfg), cfg.fold, _rows(cfg), val_share=share, seed=cfg.seed)
     else:
         shares = {"held_out": cfg.held_out, "test_of_held_out": cfg.test_of_held_out, "seed": cfg.seed}
-        found = annotations.split_rows(_rows(cfg), cfg.protocol, fold=cfg.fold, **shares)
+        found = splits.split_rows(_rows(cfg), cfg.protocol, fold=cfg.fold, **shares)
     return Benchmark(cfg, found.classes, found)
 
 
@@ -87,13 +87,13 @@ def _required(cfg: DataConfig) -> Path:
 
 
 def _rows(cfg: DataConfig) -> list[Row]:
-    rows = annotations.scan(cfg.root)
+    rows = splits.scan(cfg.root)
     if not cfg.classes:
         return rows
     unknown = sorted(set(cfg.classes) - {row.action for row in rows})
     if unknown:
         raise ValueError(f"data.classes names {', '.join(unknown)}, which {cfg.root} does not hold")
-    return annotations.rows_of(f"{row.action}/{row.video_name}" for row in rows if row.action in cfg.classes)
+    return splits.rows_of(f"{row.action}/{row.video_name}" for row in rows if row.action in cfg.classes)
 
 
 def _epic(cfg: DataConfig) -> Benchmark:
@@ -136,15 +136,10 @@ def frame_indices(
     if cfg.sampling == "whole":
         if views > 1:
             raise ValueError("several temporal views need clip.sampling=window; with whole every view is the same")
-        return clips.fixed(total, cfg.frames)
+        return clips.padded(total, cfg.frames)
     span = cfg.rate * cfg.frames / HUB_FPS * fps
-    room = max(total - span, 0.0)
-    if rng is not None:
-        starts = [rng.uniform(0, room)]
-    elif views == 1:
-        starts = [float(math.floor(room / 2))]
-    else:
-        starts = [room * view / views for view in range(views)]
+    drawn = None if rng is None else rng.uniform(0, max(total - span, 0.0))
+    starts = clips.view_starts(total, span, views) if drawn is None else [drawn]
     return [index for start in starts for index in clips.between(start, start + span - 1, cfg.frames, total)]
 
 
@@ -158,28 +153,27 @@ class FolderClips:
         self, root: Path, rows: Sequence[Row], cfg: ClipConfig, *, train: bool = False, views: int = 1
     ) -> None:
         self.root, self.rows, self.cfg, self.train, self.views = root, tuple(rows), cfg, train, views
+        self.ids = [f"{row.action}/{row.video_name}" for row in rows]
+        self.labels = [row.label for row in rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def path(self, index: int) -> Path:
         """The file of a clip."""
-        return self.root / self.rows[index].action / self.rows[index].video_name
+        return self.root / self.ids[index]
 
     def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
         """Decode the frames that are used, nothing else.
 
         Raises: VideoError for a file that is no video.
         """
-        row, path = self.rows[index], self.path(index)
+        path = self.path(index)
         info = video.probe(path)
         drawn = rng if self.train and self.cfg.augment else None
         frames = frame_indices(info.frames, info.fps, self.cfg, views=self.views, rng=drawn)
-        return {
-            "id": f"{row.action}/{row.video_name}",
-            "video": _views(video.read(path, frames), self.views),
-            "label": row.label,
-        }
+        pixels = _views(video.read(path, frames), self.views)
+        return {"id": self.ids[index], "video": pixels, "label": self.labels[index]}
 
 
 @dataclass(frozen=True)
@@ -244,7 +238,8 @@ class EpicFrames:
         self, root: Path, segments: Sequence[Segment], labels: Sequence[int], cfg: ClipConfig, *,
         train: bool = False, views: int = 1,
     ) -> None:  # fmt: skip
-        self.root, self.segments, self.labels = root, tuple(segments), tuple(labels)
+        self.root, self.segments, self.labels = root, tuple(segments), list(labels)
+        self.ids = [segment.id for segment in segments]
         self.cfg, self.train, self.views = cfg, train, views
 
     def __len__(self) -> int:
@@ -280,23 +275,28 @@ class EpicFrames:
 
 def _views(frames: Tensor, views: int) -> Tensor:
     """(views * T, H, W, 3) -> (views, T, H, W, 3); one view stays (T, H, W, 3)."""
-    return frames if views == 1 else frames.unflatten(0, (views, -1))
+    return frames if views == 1 else frames.view(views, -1, *frames.shape[1:])
 
 
-def transform(cfg: ClipConfig, classes: int = 0, *, train: bool = False, crops: int = 1) -> Transform:
+def transform(cfg: Config, benchmark: Benchmark, *, train: bool = False, crops: int = 1) -> Transform:
     """What a loader does to a batch on the device: `pipeline` on "video" and, in training, mixup with "label"."""
-    prepare = OnKey("video", pipeline(cfg, train=train, crops=crops))
-    if not (train and cfg.augment and cfg.mixup):
+    prepare = OnKey("video", pipeline(cfg.clip, train=train, crops=crops))
+    if not (train and cfg.clip.augment and cfg.clip.mixup):
         return prepare
-    mix = Mixup(cfg.mixup)
+    mix = Mixup(cfg.clip.mixup)
 
     def prepare_and_mix(batch: dict[str, Any], rngs: list[random.Random]) -> dict[str, Any]:
         batch = prepare(batch, rngs)
-        shares = F.one_hot(batch["label"], classes).float()
+        shares = F.one_hot(batch["label"], len(benchmark.classes)).float()
         batch["video"], batch["label"] = mix(batch["video"], shares, rngs[0])
         return batch
 
     return prepare_and_mix
+
+
+def example(cfg: ClipConfig) -> Tensor:
+    """One clip as the model sees it, (1, 3, frames, crop, crop), of zeros."""
+    return torch.zeros(1, 3, cfg.frames, cfg.crop, cfg.crop)
 
 
 def pipeline(cfg: ClipConfig, *, train: bool = False, crops: int = 1) -> Compose:
@@ -306,12 +306,10 @@ def pipeline(cfg: ClipConfig, *, train: bool = False, crops: int = 1) -> Compose
     frame are the mean here.
     """
     normalize = Normalize(cfg.mean, cfg.std)
+    scale: list[Step] = [ShortSide(cfg.short_side)] if cfg.short_side else []
     if train and cfg.augment:
-        scale: list[Step] = (
-            [RandomShortSide(*cfg.jitter)] if cfg.jitter else [ShortSide(cfg.short_side)] if cfg.short_side else []
-        )
-        return Compose([*scale, RandomCrop(cfg.crop), Flip(cfg.flip), normalize])
-    scale = [ShortSide(cfg.short_side)] if cfg.short_side else []
+        jitter = [RandomShortSide(*cfg.jitter)] if cfg.jitter else scale
+        return Compose([*jitter, RandomCrop(cfg.crop), Flip(cfg.flip), normalize])
     size = cfg.crop if train else cfg.test_crop or cfg.crop
     crop = ThreeCrops(size) if crops == 3 else CenterCrop(size, fill=cfg.mean)
     return Compose([*scale, crop, normalize])

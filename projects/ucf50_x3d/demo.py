@@ -2,7 +2,7 @@
 
     python -m projects.ucf50_x3d.demo [--data-only] [KEY=VALUE ...]
 
-makes a small dataset in UCF50's layout whose classes are motions (one frame does not tell them apart), trains, evaluates
+makes a small dataset in UCF50's layout whose classes are motions (no single frame tells them apart), trains, evaluates
 and predicts with the real commands.
 """
 
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         return {}
     train.main(args)
     results = eval.main(args)
-    first = data.load(cfg.data).dataset("test", cfg.clip).path(0)
-    predict.main([*args, f"predict.input={first}"])
+    first = data.load(cfg.data).dataset("test", cfg.clip).ids[0]
+    predict.main([*args, f"predict.input={cfg.data.root / first}"])
     return results
 
 

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from core import config, video
 from core.report import Page
-from projects.ucf50_x3d import annotations, data, weights
+from projects.ucf50_x3d import convert, data, splits
 from projects.ucf50_x3d.config import Config
 from projects.ucf50_x3d.data import Benchmark
+from projects.ucf50_x3d.model import build
 
 UCF50_CLIPS, UCF50_CLASSES = 6681, 50
 
@@ -79,7 +80,7 @@ def split(benchmark: Benchmark) -> Iterator[Finding]:
     found = benchmark.split
     if found is None:
         return
-    for part in annotations.SPLITS:
+    for part in splits.SPLITS:
         present = {row.label for row in found[part]}
         absent = [name for label, name in enumerate(benchmark.classes) if label not in present]
         if absent:
@@ -122,7 +123,7 @@ def clips(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
     if benchmark.split is None:
         yield from _epic(benchmark, cfg)
         return
-    names = sorted({f"{row.action}/{row.video_name}" for part in annotations.SPLITS for row in benchmark.split[part]})
+    names = sorted({f"{row.action}/{row.video_name}" for part in splits.SPLITS for row in benchmark.split[part]})
     with ProcessPoolExecutor(max(cfg.loader.workers, 1), mp_context=get_context("spawn")) as pool:
         roots = [cfg.data.root] * len(names)
         facts = list(tqdm(pool.map(look, roots, names, chunksize=16), total=len(names), desc="clips", leave=False))
@@ -148,7 +149,9 @@ def clips(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
         yield Finding("ok", f"{small} clips are smaller than clip.crop={cfg.clip.crop} and get zeros around them")
     page = Page(f"Clips of {cfg.data.root}")
     page.facts({"clips": len(facts), "unreadable": len(facts) - len(good), "classes": len(benchmark.classes)})
-    page.histogram("Frames per clip", lengths)
+    histogram = sorted(Counter(10 * (length // 10) for length in lengths).items())
+    tens, counts = ([pair[i] for pair in histogram] for i in (0, 1))
+    page.curves("Frames per clip", {"clips": (tens, counts)}, x="frames", y="clips")
     page.table("Clips", [fact._asdict() for fact in facts if fact.problem] or [fact._asdict() for fact in good[:200]])
     cfg.run.out.mkdir(parents=True, exist_ok=True)
     page.save(cfg.run.out / "doctor.html")
@@ -168,15 +171,15 @@ def _epic(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
 def model(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
     """Do the network, its weights and the clips fit together?"""
     try:
-        net = weights.build(cfg.model, len(benchmark.classes))
+        net = build(cfg.model, len(benchmark.classes))
         if cfg.model.init:
-            report = weights.initialize(net, cfg.model)
+            report = convert.load(net, cfg.model.init)
             yield Finding("ok", f"{cfg.model.init}: {report}")
         else:
             yield Finding("warning", "model.init is empty: training starts from nothing",
                           "give the Kinetics weights (docs/data.md)")  # fmt: skip
         with torch.inference_mode():
-            net.eval()(weights.example(cfg, torch.device("cpu")))
+            net.eval()(data.example(cfg.clip))
         yield Finding("ok", f"{cfg.model.name} takes {cfg.clip.frames} frames of {cfg.clip.crop}x{cfg.clip.crop}")
     except (ValueError, OSError) as error:
         yield Finding("error", str(error))

@@ -13,8 +13,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,10 @@ from core import config, dist, metrics, run
 from core.checkpoint import write_atomic
 from core.data import Loader
 from core.run import Run
+from core.step import Precision, autocast
 from projects.ucf50_x3d import data, report, weights
 from projects.ucf50_x3d.config import Config
+from projects.ucf50_x3d.data import Benchmark
 
 Found = dict[str, Any]
 
@@ -38,45 +39,65 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     with run.start(cfg, cfg.run) as job:
         benchmark = data.load(cfg.data)
         job.log.info(benchmark.describe())
-        net, classes = weights.load(cfg, job)
-        if tuple(classes) != tuple(benchmark.classes):
-            raise ValueError(...)
-        dataset = benchmark.dataset(cfg.eval.split, cfg.clip, views=cfg.eval.views)
-        loader = Loader(
-            dataset, cfg.loader.model_copy(update={"batch_size": cfg.eval.batch_size}), train=False, device=job.device,
-            transform=data.transform(cfg.clip, crops=cfg.eval.crops),
-        )  # fmt: skip
-        found = evaluate(net, job.log.progress(loader, "eval"), stopping=lambda: job.stop_requested)
-        if found is None:
-            return {}
-        return publish(found, benchmark, loader, cfg, job)
+        return test(cfg, job, benchmark)
+
+
+def test(cfg: Config, job: Run, benchmark: Benchmark) -> dict[str, float]:
+    """Scores on `eval.split`, published into the run directory; empty when the run was asked to stop."""
+    net, classes = weights.load(cfg, job, benchmark.classes)
+    if tuple(classes) != benchmark.classes:
+        raise ValueError(f"the weights know other classes ({_difference(classes, benchmark.classes)}) than the dataset")
+    loader = Loader(
+        benchmark.dataset(cfg.eval.split, cfg.clip, views=cfg.eval.views),
+        cfg.loader.model_copy(update={"batch_size": cfg.eval.batch_size}),
+        train=False,
+        device=job.device,
+        transform=data.transform(cfg, benchmark, crops=cfg.eval.crops),
+    )
+    batches = job.log.progress(loader, cfg.eval.split)
+    found = evaluate(net, batches, precision=cfg.precision, stopping=lambda: job.stop_requested)
+    return {} if found is None else publish(found, benchmark, loader, cfg, job)
+
+
+def _difference(known: Sequence[str], wanted: Sequence[str]) -> str:
+    if len(known) != len(wanted):
+        return f"{len(known)} of them, the dataset has {len(wanted)}"
+    place = next(k for k, (a, b) in enumerate(zip(known, wanted, strict=True)) if a != b)
+    return f"number {place} is {known[place]!r}, in the dataset {wanted[place]!r}"
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Any, *, stopping: Callable[[], bool] = lambda: False) -> Found | None:
-    """Scores of every clip, merged over processes: `id`, `label`, `scores` (N, K), `latency_s`, `launch_s` (N,).
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[dict[str, Any]],
+    *,
+    precision: Precision = "fp32",
+    stopping: Callable[[], bool] = lambda: False,
+) -> Found | None:
+    """Merge over processes, for every clip: `id`, `label`, `scores` (N, K), `latency_s` and `launch_s` (N,).
 
-    Scores are logarithms of class shares, see `score`. `latency_s` is the time to the answer, NaN for the first batch, which warms up; `launch_s` is the original's
-    measure: forward and argmax without waiting for the device, first batch included.
-    None when a process was asked to stop before its end.
+    Scores are logarithms of class shares, see `score`. `latency_s` is the time to the answer, NaN for the first batch,
+    which warms up; `launch_s` is the original's measure: forward and argmax without waiting for the device, first batch
+    included. None when a process was asked to stop before its end.
     """
     model.eval()
     collector = metrics.Collector()
     for number, batch in enumerate(batches):
         clips = batch["video"] if "video" in batch else batch["features"]
-        _wait_for(clips.device)
-        started = time.perf_counter()
-        scores = score(model, clips)
-        scores.argmax(1)
-        launched = time.perf_counter()
-        _wait_for(clips.device)
-        finished = time.perf_counter()
+        with autocast(precision, clips.device):
+            _wait_for(clips.device)
+            started = time.perf_counter()
+            scores = score(model, clips)
+            scores.argmax(1)
+            launched = time.perf_counter()
+            _wait_for(clips.device)
+            finished = time.perf_counter()
         count = len(scores)
         collector.add(
             batch["id"],
             label=batch["label"].cpu(),
             scores=scores.cpu(),
-            latency_s=[(finished - started) / count if number else float("nan")] * count,
+            latency_s=[(finished - started) / count if number else math.nan] * count,
             launch_s=[(launched - started) / count] * count,
         )
         if stopping():
@@ -94,26 +115,25 @@ def score(model: nn.Module, clips: Tensor) -> Tensor:
 
     One view: log-softmax of the logits. Several: the mean of their softmax, which ranks as SlowFast's sum does.
     """
-    if clips.ndim < 6:
-        return model(clips).float().log_softmax(-1)
-    views = model(clips.flatten(0, 1)).float().log_softmax(-1).unflatten(0, clips.shape[:2])
-    return views.logsumexp(1) - math.log(clips.shape[1])
+    views = clips.shape[1] if clips.ndim == 6 else 1
+    scores: Tensor = model(clips.flatten(0, 1) if clips.ndim == 6 else clips)
+    scores = scores.float().log_softmax(-1).view(-1, views, scores.shape[-1])
+    return scores.logsumexp(1) - math.log(views)
 
 
 def measure(found: Found) -> dict[str, float]:
     """The numbers of a table row; shares are in percent, as the original prints them."""
     scores, labels = np.asarray(found["scores"]), np.asarray(found["label"])
-    classes = scores.shape[1]
-    predictions = scores.argmax(1)
+    classes, answers = scores.shape[1], scores.argmax(1)
     result = {
-        "accuracy": 100 * metrics.accuracy(labels, predictions),
+        "accuracy": 100 * metrics.accuracy(labels, answers),
         "top5_accuracy": 100 * metrics.top_k(scores, labels, min(5, classes)),
         "mean_class_accuracy": 100 * metrics.class_mean_recall(scores, labels, 1),
         "loss": float(-scores[np.arange(len(labels)), labels].mean()),
     }
-    table = metrics.precision_recall_f1(labels, predictions, classes)
+    table = metrics.precision_recall_f1(labels, answers, classes)
     for scope in ("all", "seen"):
-        averages = {average: table.average(average, over=scope) for average in ("macro", "micro", "weighted")}
+        averages = {average: table.average(average, over=scope).f1 for average in ("macro", "micro", "weighted")}
         result |= {f"f1_{average}_{scope}_labels": value for average, value in averages.items()}
     return result
 
@@ -129,28 +149,30 @@ def speed(found: Found) -> dict[str, float]:
     }
 
 
-def publish(found: Found, benchmark: data.Benchmark, loader: Loader, cfg: Config, job: Run) -> dict[str, float]:
+def publish(found: Found, benchmark: Benchmark, loader: Loader, cfg: Config, job: Run) -> dict[str, float]:
     """Write results.json, predictions.csv and report.html; log the numbers and where the report is."""
-    coverage = loader.coverage()
-    results = {f"{cfg.eval.split}/{name}": value for name, value in {**measure(found), **speed(found)}.items()}
-    results |= {
-        f"{cfg.eval.split}/clips_expected": coverage.expected,
-        f"{cfg.eval.split}/clips_scored": coverage.scored,
-    }
+    part, coverage = cfg.eval.split, loader.coverage()
+    counts = {"clips_expected": coverage.expected, "clips_scored": coverage.scored}
+    results = {f"{part}/{name}": value for name, value in {**measure(found), **speed(found), **counts}.items()}
     if job.world.rank == 0:
         write_atomic(job.out / "results.json", simplejson.dumps(results, indent=2, ignore_nan=True) + "\n")
         write_atomic(job.out / "predictions.csv", predictions(found, benchmark.classes, cfg.eval.topk))
         report.write(job.out, found, results, coverage, benchmark, cfg)
-    job.log.info(f"Test Accuracy: {results[f'{cfg.eval.split}/accuracy']:.2f}% of {coverage.scored} clips "
-                 f"({coverage.expected - coverage.scored} could not be read)")  # fmt: skip
-    job.log.info(f"Average Inference Time per sample: {results[f'{cfg.eval.split}/average_inference_time_s']:.4f} seconds "
-                 f"(to the answer, without warm-up: {results[f'{cfg.eval.split}/latency_median_s']:.4f})")  # fmt: skip
+    unread = coverage.expected - coverage.scored
+    job.log.info(
+        f"Test Accuracy: {results[f'{part}/accuracy']:.2f}% of {coverage.scored} clips"
+        + (f"; {unread} of {coverage.expected} could not be read and count nowhere: {coverage}" if unread else "")
+    )
+    job.log.info(
+        f"Average Inference Time per sample: {results[f'{part}/average_inference_time_s']:.4f} seconds "
+        f"(to the answer, without warm-up: median {results[f'{part}/latency_median_s']:.4f})"
+    )
     job.log.info(f"report: {job.out / 'report.html'}")
     return results
 
 
 def predictions(found: Found, classes: Sequence[str], topk: int) -> str:
-    """The text of predictions.csv: a line per clip with its truth, the answer and the best classes with their shares."""
+    """The text of predictions.csv: per clip its truth, the answer, and the best classes with their shares."""
     scores = torch.as_tensor(np.asarray(found["scores"]))
     shares, best = scores.exp().topk(min(topk, scores.shape[1]))
     buffer = io.StringIO()

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 
 from core import dist
 from core.checkpoint import write_atomic
-from core.data import Loader
-from core.log import Log
-from projects.ucf50_x3d.config import ClipConfig
-from projects.ucf50_x3d.model import Head
+from core.data import Dataset, Loader
+from core.run import Run
+from projects.ucf50_x3d import data
+from projects.ucf50_x3d.config import ClipConfig, Config
+from projects.ucf50_x3d.data import Benchmark
+from projects.ucf50_x3d.model import X3D, Head, SlowFast
 
-Kind = Literal["moments", "positions"]
+Kind = Literal["none", "moments", "positions"]
 CLIPS_PER_FILE = 64
 
 
@@ -38,20 +40,24 @@ class CachedHead(nn.Module):
     p / (1 - p) * mean(x^2) / positions.
     """
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, net: X3D | SlowFast) -> None:
         super().__init__()
+        head = net.blocks[-1]
+        assert isinstance(head, Head)
         self.head = head
 
     def forward(self, features: Tensor) -> Tensor:
         """Shapes: see the class."""
         features = features.float()
         if features.ndim == 5:
-            return self.head(features)
+            scores: Tensor = self.head(features)
+            return scores
         mean, variance = features.unbind(1)
-        if self.training:
+        if self.head.training:  # not our own mode: the network is what is switched
             p = self.head.dropout.p
             mean = mean + torch.randn_like(mean) * (p / (1 - p) * variance).sqrt()
-        return self.head.proj(mean)
+        scores = self.head.proj(mean)
+        return scores
 
 
 def condense(features: Tensor, kind: Kind) -> Tensor:
@@ -100,7 +106,8 @@ class Cache:
         path, number = self._place[name]
         if path not in self._files:
             self._files[path] = safe_open(path, "pt")
-        return self._files[path].get_slice("features")[number]
+        features: Tensor = self._files[path].get_slice("features")[number]
+        return features
 
     def write(self, ids: Sequence[str], features: Tensor) -> None:
         """Add one file; its name comes from the clips in it.
@@ -108,8 +115,8 @@ class Cache:
         Raises: OSError when the disk is full; the files written before stay valid.
         """
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
-        data = save({"features": features.contiguous()}, {"ids": json.dumps(list(ids))})
-        write_atomic(self.folder / f"{name}.safetensors", data)
+        content = save({"features": features.contiguous()}, {"ids": json.dumps(list(ids))})
+        write_atomic(self.folder / f"{name}.safetensors", content)
 
     def __getstate__(self) -> dict[str, Any]:  # a worker opens the files itself
         return {"folder": self.folder, "_place": self._place, "_files": {}}
@@ -129,34 +136,77 @@ class FeatureClips:
         return {"id": self.ids[index], "features": self.cache[self.ids[index]], "label": self.labels[index]}
 
 
-@torch.no_grad()
-def extract(
-    model: nn.Module, loader: Loader, cache: Cache, kind: Kind, log: Log, stopping: Any = lambda: False
-) -> bool:
-    """Run the backbone over a loader's clips and add their features to the cache; False when it was stopped.
+def compute(net: X3D | SlowFast, benchmark: Benchmark, cfg: Config, job: Run) -> bool:
+    """Run the backbone over the training and validation clips that the cache does not hold; False when stopped.
 
-    Every process works on its own share; a run that was stopped goes on with the clips that are missing.
+    Every process works on its own share; a run that was stopped goes on with what is missing. Clips that cannot be read
+    are named and left out.
+
+    Raises: ValueError when more than `loader.max_bad` of the training clips cannot be read.
     """
-    model.eval()
-    cache.folder.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "val"):
+        clips, cache = benchmark.dataset(part, cfg.clip), open_cache(net, cfg)
+        todo = [index for index, name in enumerate(clips.ids) if name not in cache]
+        if not todo:
+            continue
+        job.log.info(f"features of {len(todo)} {part} clips go to {cache.folder}")
+        loader = Loader(
+            Subset(clips, todo),
+            cfg.loader.model_copy(update={"batch_size": cfg.eval.batch_size}),
+            train=False,
+            device=job.device,
+            transform=data.transform(cfg, benchmark),
+        )
+        extract(net, job.log.progress(loader, f"features of {part}"), cache, cfg.features.cache, job)
+        if job.stopping():
+            return False
+        lost = len(loader.coverage().bad)
+        if part == "train" and lost > max(1, cfg.loader.max_bad * len(clips)):
+            raise ValueError(f"{lost} of {len(clips)} training clips cannot be read, see the warnings above")
+    return True
+
+
+def open_cache(net: X3D | SlowFast, cfg: Config) -> Cache:
+    """The cache of these weights, frames and pixels."""
+    return Cache(cfg.features.folder / fingerprint(net, cfg.clip, cfg.features.cache, cfg.data.root))
+
+
+def dataset(net: X3D | SlowFast, benchmark: Benchmark, part: str, cfg: Config) -> FeatureClips:
+    """The clips of a part of the dataset whose features the cache holds."""
+    clips, cache = benchmark.dataset(part, cfg.clip), open_cache(net, cfg)
+    there = [index for index, name in enumerate(clips.ids) if name in cache]
+    return FeatureClips(cache, [clips.ids[i] for i in there], [clips.labels[i] for i in there])
+
+
+@torch.inference_mode()
+def extract(net: X3D | SlowFast, batches: Iterable[dict[str, Any]], cache: Cache, kind: Kind, job: Run) -> None:
+    """Run the backbone over batches of clips and add what is kept to the cache, until the end or the wish to stop."""
+    net.eval()
     ids: list[str] = []
     parts: list[Tensor] = []
-    for batch in log.progress(loader, "features", total=len(loader)):
-        parts.append(condense(model.features(batch["video"]), kind).cpu())
+    for batch in batches:
+        parts.append(condense(net.features(batch["video"]), kind).cpu())
         ids += batch["id"]
         if len(ids) >= CLIPS_PER_FILE:
             cache.write(ids, torch.cat(parts))
             ids, parts = [], []
-        if stopping():
+        if job.stop_requested:
             break
     if ids:
         cache.write(ids, torch.cat(parts))
-    stopped = dist.any_true(stopping())
     dist.barrier()
     cache.refresh()
-    return not stopped
 
 
-def missing(ids: Iterable[str], cache: Cache) -> list[int]:
-    """Positions of the clips the cache does not hold."""
-    return [position for position, name in enumerate(ids) if name not in cache]
+class Subset:
+    """Some clips of a dataset."""
+
+    def __init__(self, clips: Dataset, indices: Sequence[int]) -> None:
+        self.clips, self.indices = clips, tuple(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
+        """The sample of the clip."""
+        return self.clips.sample(self.indices[index], rng)

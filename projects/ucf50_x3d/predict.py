@@ -20,10 +20,11 @@ from core import clips, config, run, video
 from core.checkpoint import write_atomic
 from core.data import Loader
 from core.run import Run
+from core.transforms import OnKey
 from projects.ucf50_x3d import data, report, weights
-from projects.ucf50_x3d.annotations import VIDEO_SUFFIXES
 from projects.ucf50_x3d.config import ClipConfig, Config, PredictConfig
 from projects.ucf50_x3d.eval import score
+from projects.ucf50_x3d.splits import VIDEO_SUFFIXES
 
 WHOLE_WINDOW_S = 4.0  # about the length of a UCF50 clip, for models that were shown whole clips
 
@@ -91,7 +92,7 @@ def predict(net: nn.Module, classes: Sequence[str], path: Path, cfg: Config, job
     windows = Windows(path, cfg.clip, cfg.predict)
     loader = Loader(
         windows, cfg.loader.model_copy(update={"batch_size": cfg.eval.batch_size}), train=False, device=job.device,
-        transform=data.transform(cfg.clip),
+        transform=OnKey("video", data.pipeline(cfg.clip)),
     )  # fmt: skip
     shares = np.concatenate([score(net, batch["video"]).exp().cpu().numpy() for batch in loader])
     best = top(shares.mean(0), classes, cfg.eval.topk)

@@ -19,9 +19,14 @@ SHOWN_MISTAKES = 24
 
 
 def write(
-    out: Path, found: Mapping[str, Any], results: Mapping[str, float], coverage: Coverage, benchmark: Benchmark, cfg: Config
+    out: Path,
+    found: Mapping[str, Any],
+    results: Mapping[str, float],
+    coverage: Coverage,
+    benchmark: Benchmark,
+    cfg: Config,
 ) -> None:
-    """Write `report.html` of an evaluation: figures, curves of the training before it, classes, confusions, mistakes."""
+    """Write `report.html` of an evaluation: figures, training curves, classes, confusions, mistakes."""
     part = cfg.eval.split
     scores, labels = np.asarray(found["scores"]), np.asarray(found["label"])
     answers = scores.argmax(1)
@@ -36,7 +41,9 @@ def write(
         }
     )
     if coverage.bad:
-        page.table("Clips that could not be read", [{"clip": name, "reason": why} for name, why in coverage.bad.items()])
+        page.table(
+            "Clips that could not be read", [{"clip": name, "reason": why} for name, why in coverage.bad.items()]
+        )
     for name, series in curves(out / "metrics.jsonl").items():
         page.curves(name, series, x="step", y=name)
     table = metrics.precision_recall_f1(labels, answers, len(benchmark.classes))
@@ -94,7 +101,7 @@ def write_predictions(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
         windows = answer["windows"]
         best = [Segment(w["start_s"], w["end_s"], w["top"][0]["class"], w["top"][0]["share"]) for w in windows]
         middles = [(w["start_s"] + w["end_s"]) / 2 for w in windows]
-        tracks = [SegmentTrack("answer", merged(best)), CurveTrack("share", middles, answer["curves"])]
+        tracks = (SegmentTrack("answer", merged(best)), CurveTrack("share", middles, answer["curves"]))
         page.timeline(Path(answer["video"]).name, tracks, answer["duration_s"], answer["video"])
         page.table("", [{"class": entry["class"], "share": entry["share"]} for entry in answer["top"]], bars=("share",))
     page.save(path)

@@ -8,82 +8,102 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+from torch import Tensor
 
-from core import config, run, summary
+from core import config, dist, run, summary
 from core.checkpoint import Checkpoints
 from core.data import Loader
 from core.log import Meter, Throughput
 from core.run import Run
 from core.step import TrainStep
-from projects.ucf50_x3d import data, features, model, report, weights
+from projects.ucf50_x3d import convert, data, features, model, weights
 from projects.ucf50_x3d.config import Config
-from projects.ucf50_x3d.eval import evaluate, measure
+from projects.ucf50_x3d.eval import evaluate, measure, test
 from projects.ucf50_x3d.losses import criterion
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Train, evaluate after every epoch, keep the best; returns the last epoch's metrics."""
+    """Train, validate after every epoch, test the best weights; returns the figures of the test."""
     cfg = config.parse(Config, argv)
     with run.start(cfg, cfg.run) as job:
         return train(cfg, job)
 
 
 def train(cfg: Config, job: Run) -> dict[str, float]:
-    """The method: freeze what was learned on Kinetics, learn the last layer (or all) on the new classes."""
+    """The method: keep what was learned on Kinetics, learn the last layer (or all of it) on the new classes."""
     benchmark = data.load(cfg.data)
     job.log.info(benchmark.describe())
-    net = weights.build(cfg.model, len(benchmark.classes)).to(job.device)
+    net = model.build(cfg.model, len(benchmark.classes))
     if cfg.model.init:
-        job.log.info(str(weights.initialize(net, cfg.model)))
-    model.freeze(net, cfg.model.trainable)
-    job.log.info(summary.describe(net, weights.example(cfg, job.device)))
+        job.log.info(str(convert.load(net, cfg.model.init)))
+    model.freeze(net.to(job.device), cfg.model.trainable)
+    job.log.info(summary.describe(net, data.example(cfg.clip).to(job.device)))
 
-    if cfg.features.cache == "none":
-        loader = Loader(
-            benchmark.dataset("train", cfg.clip, train=True), cfg.loader, train=True, device=job.device,
-            transform=data.transform(cfg.clip, len(benchmark.classes), train=True),
-        )  # fmt: skip
-        held_out = benchmark.dataset("val", cfg.clip)
-        val_loader = Loader(held_out, cfg.loader, train=False, device=job.device, transform=data.transform(cfg.clip))
-        learner, source = net, "video"
-    else:  # the backbone never changes: run it once, then train the head on what it said
-        cached = features.prepare(net, benchmark, cfg, job)
-        if cached is None:
-            return {}
-        loader = Loader(cached["train"], cfg.loader, train=True, device=job.device)
-        val_loader = Loader(cached["val"], cfg.loader, train=False, device=job.device)
-        learner, source = features.CachedHead(net.blocks[-1]), "features"
+    cached = cfg.features.cache != "none"  # the frozen backbone runs once; the head trains on what it said
+    if cached and not features.compute(net, benchmark, cfg, job):
+        return {}
+    source, learner = ("features", features.CachedHead(net)) if cached else ("video", net)
+    loader, val_loader = (clips(part, net, benchmark, cfg, job) for part in ("train", "val"))
+    assert loader is not None
 
     step = TrainStep(learner, cfg.optim, batches_per_epoch=len(loader), precision=cfg.precision, compile=cfg.compile)
-    saved = Checkpoints(job.out, best="val/accuracy", keep=cfg.run.keep, metadata=weights.metadata(cfg, benchmark))
+    saved = Checkpoints(job.out, best="val/accuracy", keep=cfg.run.keep, about=weights.about(cfg, benchmark.classes))
     epoch_loss, speed = Meter(), Throughput()
-    parts = {"model": net, "step": step, "loader": loader, "epoch_loss": epoch_loss}
-    job.log.rewind(saved.restore(parts))
+    state = {"model": net, "step": step, "loader": loader, "epoch_loss": epoch_loss}
+    job.log.rewind(saved.restore(state))
 
-    metrics: dict[str, float] = {}
     for epoch in loader.epochs(until=cfg.optim.epochs):
         model.train(net, cfg.model.frozen_norm)
+        speed.reset()
         for batch in loader:
             with step.forward() as forward:
                 losses = criterion(forward(batch[source]), batch, cfg.loss)
-            step.backward(losses["total"])
+            stepped = step.backward(losses["total"]) is not None
             epoch_loss.add(losses["total"])
             speed.add(len(batch["id"]), loader.wait_s)
-            seen = epoch * len(loader) + loader.batch
-            job.log.scalars(step.count, {"Loss/Train_Batch": losses["total"], "lr": step.lr}, tensorboard_step=seen)
-            if job.stopping(seen) or (cfg.run.save_every and seen % cfg.run.save_every == 0):
-                saved.save(step.count, parts)
-            if job.stopped:
-                return {}
 
-        saved.save(step.count, parts)
-        found = evaluate(step.eval_model, val_loader, stopping=lambda: job.stop_requested)
-        if found is None:  # asked to stop while evaluating: this epoch is evaluated when the run goes on
-            return {}
-        metrics = {f"val/{name}": value for name, value in measure(found).items()}
-        ...
-    return metrics
+            seen = epoch * len(loader) + loader.batch  # as the original counts batches: through all epochs, from 1
+            shown = loader.batch % cfg.run.log_every == 0
+            row: dict[str, float | Tensor] = {"Loss/Train_Batch": losses["total"], "lr": step.lr}
+            row |= speed.read() if shown else {}
+            job.log.scalars(step.count, row, tensorboard_step=seen, console=shown)
+            if job.stopping(seen):
+                saved.save(step.count, state)
+                return {}
+            if stepped and cfg.run.save_every and step.count % cfg.run.save_every == 0:
+                saved.save(step.count, state)
+
+        saved.save(step.count, state)  # whatever happens in the evaluation, the epoch is not lost
+        metrics = None
+        if val_loader and ((epoch + 1) % cfg.run.eval_every == 0 or epoch + 1 == cfg.optim.epochs):
+            dist.sync_buffers(step.eval_model)
+            found = evaluate(step.eval_model, val_loader, precision=cfg.precision, stopping=lambda: job.stop_requested)
+            if found is None:
+                return {}
+            metrics = {f"val/{name}": value for name, value in measure(found).items()}
+        figures = dist.mean({"Loss/Train_Epoch": epoch_loss.mean})
+        if metrics:
+            figures |= {"Loss/Valid_Epoch": metrics["val/loss"], "Accuracy/Valid_Epoch": metrics["val/accuracy"]}
+        job.log.scalars(step.count, figures, tensorboard_step=epoch)
+        epoch_loss.reset()
+        loader.end_epoch()
+        saved.save(step.count, state, metrics)
+
+    job.log.info(f"trained for {cfg.optim.epochs} epochs; read {loader.coverage()}")
+    return test(cfg, job, benchmark)
+
+
+def clips(
+    part: str, net: model.X3D | model.SlowFast, benchmark: data.Benchmark, cfg: Config, job: Run
+) -> Loader | None:
+    """The clips of a part of the dataset, or their cached features; None when it has none."""
+    train = part == "train"
+    if cfg.features.cache != "none":
+        found = features.dataset(net, benchmark, part, cfg)
+        return Loader(found, cfg.loader, train=train, device=job.device) if len(found) else None
+    dataset = benchmark.dataset(part, cfg.clip, train=train)
+    change = data.transform(cfg, benchmark, train=train)
+    return Loader(dataset, cfg.loader, train=train, device=job.device, transform=change) if len(dataset) else None
 
 
 if __name__ == "__main__":

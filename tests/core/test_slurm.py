@@ -223,15 +223,12 @@ def test_after_sigterm_a_job_waits_for_the_decision_of_slurm(
 
 
 def test_a_preempted_local_job_saves_comes_back_and_finishes(modules: Path) -> None:
-    cfg = SlurmConfig(cluster="local", gpus=0, log_dir=modules / "jobs", check=False)
-    done = subprocess.run(
-        [sys.executable, "-m", "core.slurm", "cluster=local", "gpus=0", f"log_dir={cfg.log_dir}", "check=false"]
-        + ["--", "counting", "run.out=runs/a"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    number = re.fullmatch(r"job (\d+) submitted; its output: (.*_0_log\.out)\n", done.stdout)
+    said = modules / "said.txt"  # a file: the job would keep a pipe open
+    options = ["cluster=local", "gpus=0", f"log_dir={modules / 'jobs'}", "check=false"]
+    with said.open("w") as stdout:
+        command = [sys.executable, "-m", "core.slurm", *options, "--", "counting", "run.out=runs/a"]
+        subprocess.run(command, stdout=stdout, check=True)
+    number = re.fullmatch(r"job (\d+) submitted; its output: (.*_0_log\.out)\n", said.read_text())
     assert number
     out = modules / "runs" / "a"
     first = int(wait_for(out / "pid"))

@@ -119,14 +119,11 @@ def test_a_clip_of_identical_frames_stays_one(step: Step, height: int, width: in
 
 @each_step
 def test_a_batch_equals_its_clips_one_by_one(step: Step) -> None:
-    clips = [raw_clip(seed=i) for i in range(3)]
-    one_by_one = [Compose([step])(clip, Random(i)) for i, clip in enumerate(clips)]
-    if len({clip.shape for clip in one_by_one}) > 1:
-        pytest.skip("a random size needs a crop to make a batch")
-    rngs = [Random(i) for i in range(3)]
-    torch.testing.assert_close(Compose([step])(torch.stack(clips), rngs), torch.cat(one_by_one), atol=1e-6, rtol=0)
-    rngs = [Random(i) for i in range(3)]
-    torch.testing.assert_close(Compose([step])(clips, rngs), torch.cat(one_by_one), atol=1e-6, rtol=0)
+    clips, steps = [raw_clip(seed=i) for i in range(3)], Compose([step, CenterCrop(12)])
+    one_by_one = torch.cat([steps(clip, Random(i)) for i, clip in enumerate(clips)])
+    for together in (torch.stack(clips), clips):
+        rngs = [Random(i) for i in range(3)]
+        torch.testing.assert_close(steps(together, rngs), one_by_one, atol=1e-6, rtol=0)
 
 
 @each_step
@@ -180,6 +177,16 @@ def test_normalize_is_bitwise_the_plain_formula() -> None:
     assert torch.equal(step(clip), (as_float(clip) - mean) / std)
     assert torch.equal(step(as_float(clip)), (as_float(clip) - mean) / std)
     assert step(as_float(clip).half()).dtype == torch.float16
+
+
+def test_normalize_used_in_evaluation_first_still_lets_gradients_through() -> None:
+    step, clip = Normalize(0.31, 0.27), as_float(raw_clip())
+    with torch.inference_mode():
+        step(clip)
+    clip.requires_grad_()
+    step(clip).sum().backward()
+    assert clip.grad is not None
+    np.testing.assert_allclose(clip.grad, 1 / 0.27, rtol=1e-5)
 
 
 @quick

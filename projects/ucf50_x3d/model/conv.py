@@ -1,8 +1,8 @@
-"""The three convolutions of these networks, each in the form that is fast on channels-last video.
+"""The convolutions of these networks, each in the form that is fast on channels-last video.
 
-Every layer is an `nn.Conv3d` with the usual weight, so names and shapes of state-dicts are untouched; only the
-arithmetic is arranged otherwise. Measured on CPUs: matrix products beat 1x1x1 convolutions, and the library's gradients
-of a depthwise 3x3x3 convolution are up to ten times slower than its forward pass (docs/benchmarks.md).
+Every layer is an `nn.Conv3d` with the usual weight, so names and shapes in state-dicts are untouched; only the
+arithmetic is arranged otherwise. On a CPU, PyTorch runs 1x1x1 and (k, 1, 1) convolutions without its fast kernels, and
+the gradients of a depthwise 3x3x3 convolution take ten times as long as its forward pass (`python -m bench.x3d`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+Stride = tuple[int, ...]
 _plane_gradients = torch.ops.aten.convolution_backward.default
 
 
@@ -21,7 +22,7 @@ class Pointwise(nn.Conv3d):
     """A 1x1x1 convolution as one matrix product: (B, C, T, H, W) -> (B, outputs, T, H/stride, W/stride)."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1, bias: bool = False) -> None:
-        super().__init__(inputs, outputs, 1, stride=(1, stride, stride), bias=bias)
+        super().__init__(inputs, outputs, 1, (1, stride, stride), bias=bias)
 
     def forward(self, video: Tensor) -> Tensor:
         """Shapes: see the class."""
@@ -31,61 +32,57 @@ class Pointwise(nn.Conv3d):
 
 
 class Spatial(nn.Conv3d):
-    """A (1, k, k) convolution as a plane convolution of every frame: (B, C, T, H, W) -> (B, outputs, T, H/s, W/s)."""
+    """A (1, k, k) convolution, frame by frame: (B, C, T, H, W) -> (B, outputs, T, H/stride, W/stride)."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1) -> None:
-        super().__init__(
-            inputs,
-            outputs,
-            (1, size, size),
-            stride=(1, stride, stride),
-            padding=(0, size // 2, size // 2),
-            bias=False,
-        )
+        padding = (0, size // 2, size // 2)
+        super().__init__(inputs, outputs, (1, size, size), (1, stride, stride), padding, bias=False)
 
     def forward(self, video: Tensor) -> Tensor:
         """Shapes: see the class."""
         frames, weight = video.transpose(1, 2), self.weight.squeeze(2)
-        planes = F.conv2d(frames.flatten(0, 1), weight, self.bias, self.stride[1:], self.padding[1:])
-        return planes.unflatten(0, frames.shape[:2]).transpose(1, 2)
+        planes = F.conv2d(frames.flatten(0, 1), weight, self.bias, self.stride[1:], weight.shape[-1] // 2)
+        return planes.view(*frames.shape[:2], *planes.shape[1:]).transpose(1, 2)
 
 
 class Temporal(nn.Conv3d):
-    """A (k, 1, 1) convolution as a (k, 1) one over the plane of frames and positions: for these there are fast kernels.
+    """A (k, 1, 1) convolution as a (k, 1) one over the plane of frames and positions.
 
     Shapes: (B, C, T, H, W) -> (B, outputs, T/stride, H, W).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(
-            inputs, outputs, (size, 1, 1), stride=(stride, 1, 1), padding=(size // 2, 0, 0), groups=groups, bias=False
-        )
+        padding = (size // 2, 0, 0)
+        super().__init__(inputs, outputs, (size, 1, 1), (stride, 1, 1), padding, groups=groups, bias=False)
 
     def forward(self, video: Tensor) -> Tensor:
         """Shapes: see the class."""
-        weight, stride, padding = self.weight.squeeze(-1), self.stride[:2], self.padding[:2]
-        planes = F.conv2d(video.flatten(3), weight, self.bias, stride, padding, groups=self.groups)
-        return planes.unflatten(3, video.shape[3:])
+        weight = self.weight.squeeze(-1)
+        padding = (weight.shape[2] // 2, 0)
+        planes = F.conv2d(video.flatten(3), weight, self.bias, self.stride[:2], padding, groups=self.groups)
+        return planes.view(*planes.shape[:3], *video.shape[3:])
 
 
 class Depthwise(nn.Conv3d):
-    """A 3x3x3 convolution of every channel with itself: (B, C, T, H, W) -> (B, C, T, H/stride, W/stride)."""
+    """A 3x3x3 convolution of every channel by itself: (B, C, T, H, W) -> (B, C, T, H/stride, W/stride)."""
 
     def __init__(self, channels: int, *, stride: int = 1) -> None:
-        super().__init__(channels, channels, 3, stride=(1, stride, stride), padding=1, groups=channels, bias=False)
+        super().__init__(channels, channels, 3, (1, stride, stride), 1, groups=channels, bias=False)
 
     def forward(self, video: Tensor) -> Tensor:
         """Shapes: see the class."""
-        if torch.is_grad_enabled() and video.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-            return _Depthwise.apply(video, self.weight, self.bias, self.stride)
+        on_cpu = video.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if on_cpu and torch.is_grad_enabled():
+            convolved: Tensor = _Depthwise.apply(video, self.weight, self.bias, self.stride)
+            return convolved
         return super().forward(video)
 
 
 class _Depthwise(torch.autograd.Function):
-    """Depthwise 3x3x3 convolution whose gradients are made of operations that are fast on a CPU."""
+    """A depthwise 3x3x3 convolution whose gradients are made of what is fast on a CPU."""
 
     @staticmethod
-    def forward(ctx: Any, video: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int, int]) -> Tensor:
+    def forward(ctx: Any, video: Tensor, weight: Tensor, bias: Tensor | None, stride: Stride) -> Tensor:
         ctx.save_for_backward(video, weight)
         ctx.stride = stride
         return F.conv3d(video, weight, bias, stride, padding=1, groups=len(weight))
@@ -104,8 +101,8 @@ class _Depthwise(torch.autograd.Function):
         )
 
 
-def _video_gradient(grad: Tensor, video: Tensor, weight: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """The gradient of the input: the same convolution, kernel mirrored, over the gradient put back where it came from."""
+def _video_gradient(grad: Tensor, video: Tensor, weight: Tensor, stride: Stride) -> Tensor:
+    """The gradient of the input: the same convolution, kernel mirrored, over the gradient put where it came from."""
     _, down, right = stride
     if (down, right) != (1, 1):
         spread = torch.zeros_like(video)
@@ -114,14 +111,14 @@ def _video_gradient(grad: Tensor, video: Tensor, weight: Tensor, stride: tuple[i
     return F.conv3d(grad, weight.flip(2, 3, 4), padding=1, groups=len(weight))
 
 
-def _weight_gradient(grad: Tensor, video: Tensor, weight: Tensor, stride: tuple[int, int, int]) -> Tensor:
+def _weight_gradient(grad: Tensor, video: Tensor, weight: Tensor, stride: Stride) -> Tensor:
     """The gradient of the kernel: for each of its three moments that of a plane convolution over shifted frames."""
     total, frames = torch.zeros_like(weight), video.shape[2]
-    for clip, grad_clip in zip(video.transpose(1, 2), grad.transpose(1, 2), strict=True):
+    for clip, clip_grad in zip(video.transpose(1, 2), grad.transpose(1, 2), strict=True):
         for tap in range(3):
             first, last = max(0, 1 - tap), min(frames, frames + 1 - tap)
             total[:, :, tap] += _plane_gradients(
-                grad_clip[first:last], clip[first + tap - 1 : last + tap - 1], weight[:, :, tap], None, stride[1:],
+                clip_grad[first:last], clip[first + tap - 1 : last + tap - 1], weight[:, :, tap], None, stride[1:],
                 (1, 1), (1, 1), False, (0, 0), len(weight), (False, True, False),
             )[1]  # fmt: skip
     return total

@@ -13,21 +13,27 @@ from torch.autograd.function import once_differentiable
 class BatchNorm(nn.BatchNorm3d):
     """`nn.BatchNorm3d`, with statistics that stay exact when a CPU takes them over a million positions.
 
-    PyTorch's CPU kernel for channels-last input adds positions one after the other in single precision; over the
-    positions of a long clip the means are then wrong in the fourth digit. Here they are sums of sums, in two passes.
+    PyTorch's CPU kernel for channels-last input adds positions one after the other in single precision; which
+    moves the logits of a whole network by 1e-3. Here they are sums of sums, and the variance takes a second pass.
     Shapes: (B, C, T, H, W) -> the same.
     """
 
     def forward(self, video: Tensor) -> Tensor:
         """Shapes: see the class."""
-        positions = video.numel() // self.num_features
-        if not self.training or video.device.type != "cpu" or video.dtype != torch.float32 or positions < 2:
+        count = video.numel() // self.num_features
+        if not self.training or video.device.type != "cpu" or video.dtype != torch.float32 or count < 2:
             return super().forward(video)
+        normalized: Tensor
         normalized, mean, variance = _Normalize.apply(video, self.weight, self.bias, self.eps)
+        mean_so_far, variance_so_far, steps = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean_so_far is not None
+        assert variance_so_far is not None
+        assert steps is not None
+        assert self.momentum is not None
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (positions / (positions - 1)), self.momentum)
+            steps.add_(1)
+            mean_so_far.lerp_(mean, self.momentum)
+            variance_so_far.lerp_(variance * (count / (count - 1)), self.momentum)
         return normalized
 
 
@@ -42,7 +48,10 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx: Any, video: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         rows = _rows(video)
         mean = rows.mean(0)
-        variance = sum((part - mean).square_().sum(0) for part in _parts(rows)) / len(rows)
+        variance = torch.zeros_like(mean)
+        for part in _parts(rows):
+            variance += (part - mean).square_().sum(0)
+        variance /= len(rows)
         ctx.save_for_backward(video, weight, mean, torch.rsqrt(variance + eps))
         ctx.mark_non_differentiable(mean, variance)
         return F.batch_norm(video, mean, variance, weight, bias, eps=eps), mean, variance
@@ -53,8 +62,10 @@ class _Normalize(torch.autograd.Function):
         video, weight, mean, inverse_std = ctx.saved_tensors
         rows, grad_rows, count = _rows(video), _rows(grad), video.numel() // len(mean)
         grad_bias = grad_rows.sum(0)
-        parts = zip(_parts(rows), _parts(grad_rows), strict=True)
-        grad_weight = sum((part - mean).mul_(grad_part).sum(0) for part, grad_part in parts) * inverse_std
+        grad_weight = torch.zeros_like(mean)
+        for part, grad_part in zip(_parts(rows), _parts(grad_rows), strict=True):
+            grad_weight += (part - mean).mul_(grad_part).sum(0)
+        grad_weight *= inverse_std
         # weight / std * (grad - mean of grad - normalized * mean of (grad * normalized)), as a * grad + b * video + c
         a = weight * inverse_std
         b = -a * grad_weight * inverse_std / count
@@ -73,4 +84,4 @@ def _video(rows: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _parts(rows: Tensor) -> tuple[Tensor, ...]:
-    return rows.split(max(1, 2**20 // rows.shape[1]))
+    return torch.split(rows, max(1, 2**20 // rows.shape[1]))

@@ -1,6 +1,6 @@
 """Annotation files of a folder-per-class dataset, and the ways to split it.
 
-    python -m projects.ucf50_x3d.annotations ROOT OUT [--protocol random] [--seed 42] [--held-out 0.3]
+    python -m projects.ucf50_x3d.splits ROOT OUT [--protocol random] [--seed 42] [--held-out 0.3]
 
 writes the five csv files of the original project (`actions_label`, `annotations`, `train_`, `val_` and
 `test_annotations`). With `--protocol random` they equal the original's byte for byte; that split leaks (below).
@@ -114,7 +114,7 @@ def random_split(
     """
 
     def halve(positions: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-        order = np.random.RandomState(seed).permutation(len(positions))  # noqa: NPY002 - the legacy stream is the format
+        order = np.random.RandomState(seed).permutation(len(positions))
         taken = math.ceil(len(positions) * share)
         return [positions[i] for i in order[taken:]], [positions[i] for i in order[:taken]]
 
@@ -131,7 +131,8 @@ def hold_out_groups(rows: Sequence[Row], share: float, seed: int | str = 42) -> 
     groups: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, row in enumerate(rows):
         groups[row.action][row.group].append(position)
-    kept, held = [], []
+    kept: list[int] = []
+    held: list[int] = []
     for action, members in groups.items():
         names = sorted(members)
         random.Random(f"{seed}/{action}").shuffle(names)
@@ -186,7 +187,7 @@ def read_rows(path: Path) -> list[Row]:
             return [_row(path, number, line) for number, line in enumerate(reader, 2)]
     except FileNotFoundError:
         raise ValueError(
-            f"{path} does not exist; make it with `python -m projects.ucf50_x3d.annotations ROOT {path.parent}`"
+            f"{path} does not exist; make it with `python -m projects.ucf50_x3d.splits ROOT {path.parent}`"
         ) from None
 
 
@@ -276,7 +277,7 @@ def _text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Create the annotation files of a dataset folder."""
-    parser = argparse.ArgumentParser(prog="projects.ucf50_x3d.annotations", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="projects.ucf50_x3d.splits", description=main.__doc__)
     parser.add_argument("root", type=Path, help="dataset folder with one folder per class")
     parser.add_argument("out", type=Path, help="where the csv files go")
     parser.add_argument("--protocol", choices=("grouped", "random", "fold"), default="grouped")
