@@ -5,7 +5,7 @@ python -m bench.video [--clips DIR] [--rounds 15] [--threads 1] [--memory 20000]
 Every reader has to give the same frames before it is timed. Rounds are interleaved in one process in shuffled order, so
 that the machine's moods hit all alike. The table shows medians as ratios to core.video (above 1: slower than it): of
 wall time, then of processor time (on a busy machine, or with a reader that starts threads unasked, only that one
-tells), and the best wall time in ms. One decoder thread each, as in a loader's worker. Videos are made from moving noise;
+tells), and the best wall time in ms. One decoder thread each, as in a loader's worker. Videos are made of noise;
 --clips takes real ones (DIR holds UCF50 clips: <Class>/*.avi) and makes the h264 files from them. --memory N reads N
 windows and prints how the process grows.
 """
@@ -13,7 +13,6 @@ windows and prints how the process grows.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
 import tempfile
@@ -22,8 +21,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
 
 import av
 import numpy as np
@@ -79,7 +76,8 @@ class OpenCV(Contestant):
         cv2.setNumThreads(threads)
 
     def open(self, path: Path) -> Any:
-        return self.cv2.VideoCapture(str(path), self.cv2.CAP_FFMPEG)
+        options = [self.cv2.CAP_PROP_N_THREADS, self.threads]
+        return self.cv2.VideoCapture(str(path), self.cv2.CAP_FFMPEG, options)
 
     def read(self, handle: Any, indices: Sequence[int]) -> np.ndarray:
         position = int(handle.get(self.cv2.CAP_PROP_POS_FRAMES))

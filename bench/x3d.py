@@ -3,10 +3,11 @@
 python -m bench.x3d [--variants xs s m] [--rounds 5] [--threads 1] [--compile] [--clips 2]
 
 "plain" is the published network as its reference code runs it: contiguous tensors, one library call per layer, batch
-norms and activations on their own. It is written out below, takes the same state-dict, and has to give the same answers
-before anything is timed. Rounds are interleaved in one process, so that the machine's moods hit all alike; the table
-shows medians as ratios to plain (above 1: faster than it), best times in ms in brackets. On one thread the process's own
-CPU time is taken, which other work on the machine disturbs least. With a GPU everything is also timed there, in bf16.
+norms and activations on their own. It is written out below, takes the same state-dict, and has to give the same
+answers before anything is timed. Rounds are interleaved in one process, so that the machine's moods hit all alike; the
+table shows medians as ratios to plain (above 1: faster than it), best times in ms in brackets. On one thread the
+process's own CPU time is taken, which other work on the machine disturbs least. With a GPU everything is also timed
+there, in bf16.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def clock_for(device: torch.device, threads: int) -> Callable[[], float]:
     return time.process_time if threads == 1 else time.perf_counter
 
 
-# -------------------------------------------------------------------------------------------------------------- the race
+# ------------------------------------------------------------------------------------------------------------- the race
 
 
 def networks(variant: str, device: torch.device) -> tuple[Plain, X3D]:

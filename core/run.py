@@ -109,7 +109,8 @@ def start(cfg: config.Section, run_cfg: RunConfig) -> Iterator[Run]:
 class _Signals:
     """Context that notes stop signals instead of dying of them; a second SIGINT is a KeyboardInterrupt."""
 
-    WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")  # Windows has two of them
+    WATCHED = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []

@@ -3,8 +3,8 @@
 import logging
 import multiprocessing
 import random
-import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -228,10 +228,11 @@ class Loader:
         others = set(multiprocessing.active_children())
         # Torch would raise from a signal handler whenever a worker dies: anywhere, even while a checkpoint is written.
         # Without the handler it is noticed where the batch is missing, and `_receive` can say what to do.
-        handler = signal.getsignal(signal.SIGCHLD)
+        death = getattr(signal, "SIGCHLD", None)  # Windows knows no such signal
+        handler = death and signal.getsignal(death)
         stream = iter(self._torch)
         if threading.current_thread() is threading.main_thread() and handler is not None:
-            signal.signal(signal.SIGCHLD, handler)
+            signal.signal(death, handler)
         self._workers |= set(multiprocessing.active_children()) - others
         return stream
 
@@ -311,6 +312,10 @@ def _obituary(pid: int, exitcode: int) -> str:
 
 def _allow_open_files() -> None:
     """Every tensor on its way from a worker holds a file open, and the usual limit of 1024 is soon reached."""
+    if sys.platform == "win32":
+        return
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wish = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wish:

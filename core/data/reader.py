@@ -136,8 +136,9 @@ def prepare_worker(_: int) -> None:
     The main process ends its workers by a message, or by SIGKILL.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):  # Windows has two of them
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     gc.freeze()  # garbage collection writes into the objects it visits, and so would copy the parent's memory
 
 

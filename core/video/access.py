@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import av
@@ -34,6 +34,7 @@ class Indexed:
         self.index = index
         self._packets: Iterator[Any] | None = None  # the file from here on; None: seek before the next read
         self._ready: deque[Any] = deque()  # decoded, not yet taken
+        self._ended = False  # all packets have been read
         self._last = -1  # every frame up to this number has left the decoder
         self._key_pts = 0
         self._proof: Proof | None = None
@@ -81,7 +82,15 @@ class Indexed:
     def _seek(self, target: int) -> None:
         """Stand at the nearest keyframe shown not after the target."""
         index, source = self.index, self.source
-        self._packets = None
+        self._packets, self._ended = None, False
+        self._ready.clear()
+        if index.packets:
+            key = index.key(target)
+            source.context.flush_buffers()
+            self._packets = islice(index.packets, index.places[key], None)
+            self._key_pts = index.packets[index.places[key]].pts
+            self._last = index.keys[key] - 1
+            return
         earlier = (index.pts[index.keys[key]] for key in range(index.key(target), -1, -1))
         for stamp in chain([index.pts[target]], earlier):
             try:
@@ -94,7 +103,6 @@ class Indexed:
                 continue
             self._proof = Proof(index, packet.pts, packet.dts) if index.assumed else None
             self._packets, self._key_pts = chain([packet], packets), packet.pts
-            self._ready.clear()
             self._last = index.rank(packet.pts) - 1
             return
         raise DistrustError("no keyframe is found by seeking")
@@ -117,8 +125,8 @@ class Indexed:
         for stamp in stamps:
             while True:
                 while not ready:
-                    packet = self._next(packets)
-                    pts = packet.pts
+                    packet = self._next(packets)  # None at the end: the decoder then gives what it still holds
+                    pts = None if packet is None else packet.pts
                     if proof is not None and pts is not None:
                         proof.seen.append(pts)
                     # Pictures nobody wants are decoded only if others refer to them. Those after the last wanted one
@@ -128,7 +136,7 @@ class Indexed:
                         context.skip_frame = "NONREF" if skip else "DEFAULT"
                         skipping = skip
                     try:
-                        ready.extend(packet.decode())
+                        ready.extend(context.decode(packet))
                     except av.FFmpegError as error:
                         source.damage(f"a packet cannot be decoded ({words(error)})")
                         raise DistrustError("damaged packets") from error
@@ -150,10 +158,17 @@ class Indexed:
             yield frame
 
     def _next(self, packets: Iterator[Any]) -> Any:
+        """The next packet, None at the end."""
+        if self._ended:
+            raise DistrustError("the file has fewer frames than its index")
         try:
-            return next(packets)
-        except (av.FFmpegError, StopIteration) as error:
+            for packet in packets:
+                if packet.size:
+                    return packet
+        except av.FFmpegError as error:
             raise DistrustError("the file ends before its index does") from error
+        self._ended = True
+        return None
 
 
 class Counted:

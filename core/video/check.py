@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from core.video.info import VideoError
 from core.video.reader import Video
-from core.video.transcode import videos_in
+from core.video.transcoder import videos_in
 
 
 @dataclass(slots=True)

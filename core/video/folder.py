@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from core.video.info import FrameIndexError, VideoError, VideoInfo
-from core.video.reader import Reader, Stack
+from core.video.pictures import Stack
+from core.video.reader import Reader
 
 NAME = re.compile(r"(.*?)(\d+)(\.(?:jpe?g|png))", re.IGNORECASE)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import av
 
@@ -13,6 +14,7 @@ from core.video.source import Source
 
 TINY = 16  # bytes; an MPEG-4 packet below this is a "not coded" picture, for which the decoder gives no frame
 MOV = "mov"
+HELD = 8 * 2**20  # bytes; the packets of smaller files are kept, because demuxing AVI again costs 9 us for each
 TRUSTED = (MOV, "matroska", "webm", "avi")
 
 
@@ -25,12 +27,15 @@ class Index:
         the same unless pictures that follow it are shown before it.
     key_dts: decoding timestamp of every keyframe (only if `assumed`).
     assumed: made from the container's table alone; every use has to be checked against the packets (`Proof`).
+    packets: all packets of a small file, and `places` where its keyframes are among them; otherwise empty.
     """
 
     pts: Sequence[int]
     keys: list[int]
     key_dts: list[int]
     assumed: bool
+    packets: list[Any] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
     def rank(self, pts: int) -> int:
         """Number of frames before this timestamp: the frame number when a frame has it."""
@@ -88,23 +93,30 @@ def from_packets(source: Source) -> Index | None:
     if not any(name in containers for name in TRUSTED):
         return None
     shown: list[int] = []
-    keyed: list[int] = []
+    keyed: list[tuple[int, int]] = []
     count, smallest, first = 0, TINY, None
+    held: list[Any] = []
+    room = HELD
     try:
         for packet in source.container.demux(stream):
-            if not packet.size:
-                continue  # the empty packet that ends the stream
+            size = packet.size
+            if not size:
+                continue  # no frame; the last one only says that the stream ends
+            room -= size
+            if room >= 0:
+                held.append(packet)
+            else:
+                held.clear()
             pts, key = packet.pts, packet.is_keyframe
-            if pts is None or packet.is_corrupt:
+            if pts is None or packet.is_corrupt or (first is None and not key):
                 return None
+            if key:
+                keyed.append((pts, count))
             if first is None:
                 first = pts
-                if not key:
-                    return None
+            if size < smallest:
+                smallest = size
             count += 1
-            smallest = min(smallest, packet.size)
-            if key:
-                keyed.append(pts)
             if not packet.is_discard:
                 shown.append(pts)
     except av.FFmpegError:
@@ -116,8 +128,12 @@ def from_packets(source: Source) -> Index | None:
         return None
     if "avi" in containers and (source.context.has_b_frames or shown != ordered or len(stream.index_entries) != count):
         return None
-    keys = sorted({bisect_left(ordered, pts) for pts in keyed})  # those that an edit list cuts away share a number
-    return Index(ordered, keys, [], assumed=False)
+    # Of keyframes with one number, all but the last of which an edit list cuts away, the last one serves.
+    keys = {bisect_left(ordered, pts): place for pts, place in sorted(keyed)}
+    index = Index(ordered, list(keys), [], assumed=False)
+    if room >= 0:
+        index.packets, index.places = held, list(keys.values())
+    return index
 
 
 class Proof:

@@ -8,7 +8,6 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import av
-import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
@@ -24,10 +22,8 @@ from torch import Tensor
 from core.video.access import Counted, DistrustError, Indexed
 from core.video.index import MOV, from_packets, from_table
 from core.video.info import FrameIndexError, VideoError, VideoInfo
+from core.video.pictures import Stack, rgb, scaled
 from core.video.source import Source, words
-
-OPEN_READERS = 8  # per process; an open decoder of a large video holds tens of megabytes
-CHUNK = 32  # frames that exist in full size at once while reading with `short_side`
 
 
 class Reader(ABC):
@@ -316,139 +312,13 @@ class Video(Reader):
     def _locked(self) -> threading.RLock:
         """The lock; in a forked child first let go of the parent's decoder, whose threads did not come along."""
         if self._pid != os.getpid():
-            _abandoned.append(self._access)
+            abandoned.append(self._access)
             self._access, self._pid, self._lock = None, os.getpid(), threading.RLock()
         return self._lock
 
 
-_abandoned: list[Any] = []  # decoders of a parent process: neither used nor closed here, closing could wait for ever
-
-
-class Stack:
-    """Collects pictures in one preallocated uint8 array, scaled in batches when wanted."""
-
-    def __init__(self, path: Path, total: int, short_side: int | None) -> None:
-        self.path = path
-        self.total = total
-        self.short_side = short_side
-        self.clear()
-
-    def clear(self) -> None:
-        """Start over."""
-        self.filled = self.done = 0
-        self.raw = self.out = np.empty(0, np.uint8)
-
-    def add(self, picture: np.ndarray) -> None:
-        """Append one picture, uint8 (H,W,3); all have to have one size."""
-        if not self.raw.size:
-            self._allocate(*picture.shape[:2])
-        if picture.shape != self.raw.shape[1:]:
-            (height, width), (h, w) = self.raw.shape[1:3], picture.shape[:2]
-            raise VideoError(
-                self.path, f"changes from {width}x{height} to {w}x{h}; make it one size with core.video.transcode"
-            )
-        self.raw[self.filled] = picture
-        self.filled += 1
-        if self.short_side is not None and self.filled == len(self.raw):
-            self._scale()
-
-    def result(self) -> Tensor:
-        """All pictures, (T,H,W,3)."""
-        if self.short_side is not None and self.filled:
-            self._scale()
-        return torch.from_numpy(self.out)
-
-    def _allocate(self, height: int, width: int) -> None:
-        # numpy asks the system for huge pages, torch does not: filling fresh memory takes a quarter of the time.
-        keep = self.total if self.short_side is None else min(self.total, CHUNK)
-        self.raw = self.out = np.empty((keep, height, width, 3), np.uint8)
-        if self.short_side is not None:
-            self.out = np.empty((self.total, *scaled(height, width, self.short_side), 3), np.uint8)
-
-    def _scale(self) -> None:
-        images = torch.from_numpy(self.raw[: self.filled]).permute(0, 3, 1, 2)
-        size = (self.out.shape[1], self.out.shape[2])
-        small = torch.nn.functional.interpolate(images, size=size, mode="bilinear", antialias=True)
-        self.out[self.done : self.done + self.filled] = small.permute(0, 2, 3, 1).numpy()
-        self.done += self.filled
-        self.filled = 0
-
-
-def scaled(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """Height and width after scaling the shorter side to `short_side`; the longer one is floored."""
-    if short_side is None:
-        return height, width
-    if short_side < 1:
-        raise ValueError(f"short_side={short_side} is not positive")
-    if height <= width:
-        return short_side, width * short_side // height
-    return height * short_side // width, short_side
-
-
-def rgb(frame: Any, reformatter: Any) -> np.ndarray:
-    """A decoded frame as uint8 (H,W,3), a view that keeps its memory alive.
-
-    `threads=1`: otherwise swscale starts threads for every single frame, which costs four times the conversion.
-    """
-    picture = reformatter.reformat(frame, format="rgb24", threads=1)
-    plane = picture.planes[0]
-    rows: np.ndarray = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return rows[: picture.height, : picture.width * 3].reshape(picture.height, picture.width, 3)
+abandoned: list[Any] = []  # decoders of a parent process: neither used nor closed here, closing could wait for ever
 
 
 def _restore(cls: type[Video], path: str, options: dict[str, Any]) -> Video:
     return cls(path, **options)
-
-
-class _Cache:
-    """The readers last used in this process, at most OPEN_READERS of them open."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.lock = threading.Lock()
-        self.readers: OrderedDict[tuple[str, bool], tuple[tuple[int, int], Reader]] = OrderedDict()
-
-    def get(self, path: str | Path, strict: bool) -> Reader:
-        """The reader of a path; a new one when the file has changed since."""
-        if self.pid != os.getpid():  # forked: nothing open is carried over
-            _abandoned.append(self.readers)
-            self.__init__()  # type: ignore[misc]
-        key = (str(path), strict)
-        try:
-            stat = Path(path).stat()
-        except OSError as error:
-            raise VideoError(path, f"cannot be found ({words(error)}); check the path") from error
-        stamp = (stat.st_size, stat.st_mtime_ns)
-        closing: list[Reader] = []
-        with self.lock:
-            known = self.readers.pop(key, None)
-            if known is None or known[0] != stamp:
-                if known is not None:
-                    closing.append(known[1])
-                known = (stamp, open_reader(path, strict=strict))
-            self.readers[key] = known
-            while len(self.readers) > OPEN_READERS:
-                closing.append(self.readers.popitem(last=False)[1][1])
-        for reader in closing:
-            reader.close()
-        return known[1]
-
-    def clear(self) -> None:
-        """Close all readers."""
-        with self.lock:
-            readers = [reader for _, reader in self.readers.values()]
-            self.readers.clear()
-        for reader in readers:
-            reader.close()
-
-
-cache = _Cache()
-
-
-def open_reader(path: str | Path, *, strict: bool = False) -> Reader:
-    """A reader of its own for a video file or a folder of pictures; for repeated use of one video, or many threads."""
-    if Path(path).is_dir():
-        from core.video.folder import ImageFolder
-
-        return ImageFolder(path)
-    return Video(path, strict=strict)

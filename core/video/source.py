@@ -83,19 +83,12 @@ class Source:
 
     def decode(self) -> Iterator[Any]:
         """The rest of the stream as av.VideoFrame, in the order of the decoder's output, past damaged packets."""
-        packets = self.container.demux(self.video)
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError as error:  # what follows cannot be read, what the decoder still holds can
-                packet = None
-                self.lost += 1
-                self.damage(f"the rest of the file cannot be read ({words(error)})")
+        for packet in self._packets():
             try:
                 frames = self.context.decode(packet)
             except av.FFmpegError as error:
                 frames = []
-                if packet is not None and packet.size:
+                if packet is not None:
                     self.lost += 1
                     self.damage(f"a packet cannot be decoded ({words(error)})")
             for frame in frames:
@@ -103,8 +96,17 @@ class Source:
                 if frame.is_corrupt:
                     self.damage("a picture is damaged")
                 yield frame
-            if packet is None or not packet.size:
-                return
+
+    def _packets(self) -> Iterator[Any]:
+        """All packets with data, then None: what the decoder still holds comes out even if the file breaks off."""
+        try:
+            for packet in self.container.demux(self.video):
+                if packet.size:
+                    yield packet
+        except av.FFmpegError as error:
+            self.lost += 1
+            self.damage(f"the rest of the file cannot be read ({words(error)})")
+        yield None
 
 
 def words(error: BaseException) -> str:

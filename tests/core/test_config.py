@@ -1,3 +1,5 @@
+"""Configuration: merging, checking, the wording of problems, the command line."""
+
 import subprocess
 import sys
 from pathlib import Path

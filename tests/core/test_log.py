@@ -1,3 +1,5 @@
+"""The log of a run: rows, tensors, progress, resuming, disks that refuse."""
+
 from __future__ import annotations
 
 import json

@@ -253,9 +253,9 @@ def test_build(name: str) -> None:
 
 
 def test_build_names_the_choices() -> None:
-    with pytest.raises(ValueError, match="x3d_xxl.*x3d_xs, x3d_s"):
+    with pytest.raises(ValueError, match=r"x3d_xxl.*x3d_xs, x3d_s"):
         build(SimpleNamespace(name="x3d_xxl", dropout=0.5), 7)
-    with pytest.raises(ValueError, match="'xxl'.*xs, s, m, l"):
+    with pytest.raises(ValueError, match=r"'xxl'.*xs, s, m, l"):
         X3D("xxl")
 
 

@@ -18,9 +18,10 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from tqdm import tqdm
 
 from core.video.info import VideoError
-from core.video.reader import Video, rgb
+from core.video.pictures import rgb
+from core.video.reader import Video
 from core.video.source import words
-from core.video.write import GOP, Encoder, whole
+from core.video.encoder import GOP, Encoder, whole
 
 VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
 VIDEO_SUFFIXES |= {".ogv", ".ts", ".webm", ".wmv"}
@@ -147,9 +148,11 @@ def _outcomes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, int | str]]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     except BrokenProcessPool:
-        # One of the unfinished sources took its worker down: one process for each of them tells which.
+        # One of the unfinished sources took its worker down: a process for each of them tells which.
         for job in left:
             try:
+                if len(left) == 1:
+                    raise
                 with _pool(1) as pool:
                     yield job, pool.submit(_run, job).result()
             except BrokenProcessPool:
