@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
+
 EPSILON = 1e-9  # seconds; sums of binary fractions miss each other by less
 
 
@@ -53,6 +55,20 @@ def center_start(total: int, span: int) -> int:
     return max(total - span, 0) // 2
 
 
+def between(start: float, end: float, count: int, total: int) -> list[int]:
+    """`count` frames spread evenly over start..end, both included, truncated and clamped to the video.
+
+    Equals torch's float32 linspace, on which SlowFast's `temporal_sampling` rests: where it rounds decides on a frame.
+    """
+    _positive(total=total, count=count)
+    first, last = np.float32(start), np.float32(end)
+    step = (last - first) / np.float32(max(count - 1, 1))
+    left = [first + step * np.float32(i) for i in range(count // 2)]  # torch counts from the nearer end
+    right = [last - step * np.float32(i) for i in reversed(range(count - count // 2))]
+    places = [*left, *right] if count > 1 else [first]
+    return [min(max(int(place), 0), total - 1) for place in places]
+
+
 def view(total: int, span: float, count: int, index: int, views: int) -> list[int]:
     """`count` frames of view `index` of `views` over the video, each `span` frames long, clamped to the video.
 
@@ -64,8 +80,7 @@ def view(total: int, span: float, count: int, index: int, views: int) -> list[in
         raise ValueError(f"view {index} is not one of {views} (0 to {views - 1})")
     room = max(total - span, 0.0)
     start = float(math.floor(room / 2)) if views == 1 else room * index / views
-    step = (span - 1) / max(count - 1, 1)
-    return [min(max(int(start + i * step + EPSILON), 0), total - 1) for i in range(count)]
+    return between(start, start + span - 1, count, total)
 
 
 def tile(

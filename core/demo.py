@@ -65,6 +65,14 @@ _MOTIONS: dict[str, Callable[[_Pose, Array, int], _Pose]] = {
 }
 MOTIONS: tuple[str, ...] = tuple(_MOTIONS)
 
+# Amounts of motion, to either side: a network learns them from few clips, the directions above need many.
+_SPEEDS: dict[str, Callable[[_Pose, Array, int], _Pose]] = {
+    "still": lambda pose, progress, side: pose,
+    "slow": lambda pose, progress, side: pose._replace(x=pose.x + side * 0.4 * progress),
+    "fast": lambda pose, progress, side: pose._replace(x=pose.x + side * 2.5 * progress),
+}
+SPEEDS: tuple[str, ...] = tuple(_SPEEDS)
+
 
 def video(
     path: Path | str,
@@ -77,7 +85,7 @@ def video(
 ) -> None:
     """Write `clip(motion, rng, ...)` as a video file. `size` is (height, width), both even.
 
-    Raises: ValueError for a motion that is not in MOTIONS; VideoError when the file cannot be written.
+    Raises: ValueError for a motion that is not in MOTIONS or SPEEDS; VideoError when the file cannot be written.
     """
     write(Path(path), clip(motion, rng, frames=frames, size=size), fps)
 
@@ -88,10 +96,11 @@ def clip(motion: str, rng: random.Random, *, frames: int = 48, size: tuple[int, 
     Place, angle, size, strength, shape, colors and background are drawn alike for every motion, and stay so in every
     frame: one frame alone says nothing about the class. A mirrored "left" is a "right": train without flips.
 
-    Raises: ValueError for a motion that is not in MOTIONS.
+    Raises: ValueError for a motion that is not in MOTIONS or SPEEDS.
     """
-    if motion not in _MOTIONS:
-        raise ValueError(f"motion is {motion!r}, expected one of {', '.join(MOTIONS)}")
+    motions = _MOTIONS | _SPEEDS
+    if motion not in motions:
+        raise ValueError(f"motion is {motion!r}, expected one of {', '.join(motions)}")
     noise = np.random.default_rng(rng.getrandbits(64))
     speed, side = rng.uniform(0.8, 1.1), rng.choice((-1, 1))
     still = _Pose(*(np.full(frames, rng.random(), dtype=np.float32) for _ in _Pose._fields))
@@ -99,7 +108,7 @@ def clip(motion: str, rng: random.Random, *, frames: int = 48, size: tuple[int, 
     if motion != "blink":
         still = still._replace(strength=_triangle(still.strength))
     progress = np.linspace(0, speed, frames, endpoint=False, dtype=np.float32)
-    cover, shade = _drawn(_MOTIONS[motion](still, progress, side), rng.choice(tuple(_SHAPES)), size)
+    cover, shade = _drawn(motions[motion](still, progress, side), rng.choice(tuple(_SHAPES)), size)
     color = np.array(COLORS[rng.choice(tuple(COLORS))], dtype=np.float32)
     pixels = _background(noise, size)[None].repeat(frames, 0)
     pixels += cover[..., None] * (shade[..., None] * color - pixels)

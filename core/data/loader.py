@@ -229,9 +229,9 @@ class Loader:
         # Torch would raise from a signal handler whenever a worker dies: anywhere, even while a checkpoint is written.
         # Without the handler it is noticed where the batch is missing, and `_receive` can say what to do.
         death = getattr(signal, "SIGCHLD", None)  # Windows knows no such signal
-        handler = death and signal.getsignal(death)
+        handler = None if death is None else signal.getsignal(death)
         stream = iter(self._torch)
-        if threading.current_thread() is threading.main_thread() and handler is not None:
+        if death is not None and handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(death, handler)
         self._workers |= set(multiprocessing.active_children()) - others
         return stream

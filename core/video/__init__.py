@@ -17,11 +17,11 @@ from pathlib import Path
 from torch import Tensor
 
 from core.video.cache import cache, open_reader
+from core.video.encoder import write
 from core.video.folder import ImageFolder
 from core.video.info import FrameIndexError, VideoError, VideoInfo
 from core.video.reader import Reader, Video
 from core.video.transcoder import Transcoded, transcode, videos_in
-from core.video.encoder import write
 
 __all__ = [
     "FrameIndexError",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from core.video.info import VideoError
+from core.video.pool import process_pool
 from core.video.reader import Video
 from core.video.transcoder import videos_in
 
@@ -37,8 +36,7 @@ def check(folder: str | Path, *, workers: int = 1, progress: bool = False) -> Ch
     with ExitStack() as stack:
         outcomes: Iterable[str | list[str]] = map(examine, paths)
         if workers > 1:
-            pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-            outcomes = stack.enter_context(pool).map(examine, paths)
+            outcomes = stack.enter_context(process_pool(workers)).map(examine, paths)
         bar = tqdm(outcomes, total=len(paths), desc="check", unit="video", disable=not progress)
         for path, outcome in zip(paths, bar, strict=True):
             if isinstance(outcome, str):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,11 +16,12 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from tqdm import tqdm
 
+from core.video.encoder import GOP, Encoder, whole
 from core.video.info import VideoError
 from core.video.pictures import rgb
+from core.video.pool import process_pool
 from core.video.reader import Video
 from core.video.source import words
-from core.video.encoder import GOP, Encoder, whole
 
 VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
 VIDEO_SUFFIXES |= {".ogv", ".ts", ".webm", ".wmv"}
@@ -137,7 +137,7 @@ def _outcomes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, int | str]]:
         return
     left = dict.fromkeys(jobs)
     try:
-        with _pool(min(workers, len(jobs) or 1)) as pool:
+        with process_pool(min(workers, len(jobs) or 1)) as pool:
             futures = {pool.submit(_run, job): job for job in jobs}
             try:
                 for future in as_completed(futures):
@@ -153,14 +153,10 @@ def _outcomes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, int | str]]:
             try:
                 if len(left) == 1:
                     raise
-                with _pool(1) as pool:
+                with process_pool(1) as pool:
                     yield job, pool.submit(_run, job).result()
             except BrokenProcessPool:
                 yield job, "its worker process died (a crash of the decoder, or out of memory)"
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _run(job: Job) -> int | str:

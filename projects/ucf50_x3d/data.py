@@ -136,11 +136,12 @@ def frame_indices(
     if cfg.sampling == "whole":
         if views > 1:
             raise ValueError("several temporal views need clip.sampling=window; with whole every view is the same")
-        return clips.padded(total, cfg.frames)
+        return clips.pad_or_uniform(total, cfg.frames)
     span = cfg.rate * cfg.frames / HUB_FPS * fps
-    drawn = None if rng is None else rng.uniform(0, max(total - span, 0.0))
-    starts = clips.view_starts(total, span, views) if drawn is None else [drawn]
-    return [index for start in starts for index in clips.between(start, start + span - 1, cfg.frames, total)]
+    if rng is not None:
+        start = rng.uniform(0, max(total - span, 0.0))
+        return clips.between(start, start + span - 1, cfg.frames, total)
+    return [index for view in range(views) for index in clips.view(total, span, cfg.frames, view, views)]
 
 
 class FolderClips:

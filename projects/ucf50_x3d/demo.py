@@ -18,8 +18,8 @@ from projects.ucf50_x3d import data, eval, predict, train
 from projects.ucf50_x3d.config import Config
 
 CONFIG = Path(__file__).with_name("configs") / "demo.yaml"
-MOTIONS = ("left", "right", "up", "down")
-GROUPS, CLIPS = 10, 6
+MOTIONS = ("blink", *demo.SPEEDS)
+GROUPS, CLIPS = 15, 6
 
 
 def make(root: Path) -> None:
@@ -31,7 +31,7 @@ def make(root: Path) -> None:
             for clip in range(1, CLIPS + 1):
                 path = folder / f"v_{motion.capitalize()}_g{group:02d}_c{clip:02d}.mp4"
                 if not path.exists():
-                    demo.video(path, motion, random.Random(path.name), frames=16, size=(64, 64))
+                    demo.video(path, motion, random.Random(path.name), frames=24, size=(44, 44))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

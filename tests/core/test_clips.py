@@ -6,6 +6,7 @@ import random
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,3 +180,9 @@ def test_before_by_value() -> None:
 def test_nonsense_is_named(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+@given(st.floats(0, 500), st.floats(0, 500), st.integers(2, 64), st.integers(1, 2000))
+def test_between_is_torchs_linspace_truncated(start: float, length: float, count: int, total: int) -> None:
+    wanted = torch.linspace(start, start + length, count).clamp(0, total - 1).long().tolist()
+    assert clips.between(start, start + length, count, total) == wanted

@@ -33,7 +33,7 @@ VARIANTS: dict[str, Variant] = {
     "s": Variant(13, 160, (3, 5, 11, 7)),
     "m": Variant(16, 224, (3, 5, 11, 7)),
     "l": Variant(16, 312, (5, 10, 25, 15)),
-    "nano": Variant(8, 64, (1, 2, 2, 1), (16, 24, 48, 96), 256),  # ours, for demonstrations and tests
+    "nano": Variant(8, 40, (1, 1, 1, 1), (16, 24, 48, 96), 256),  # ours, for demonstrations and tests
 }
 
 
