@@ -83,8 +83,10 @@ class Run:
 
 
 @contextmanager
-def start(cfg: config.Section, run_cfg: RunConfig) -> Iterator[Run]:
+def start(cfg: config.Section, run_cfg: RunConfig, *, visit: bool = False) -> Iterator[Run]:
     """Enter a run: stop signals, processes, seeds, directory, provenance, log; leave all of it in order.
+
+    A `visit` (evaluation, prediction) leaves the `config.yaml` of the run that it looks at as the training wrote it.
 
     From here on SIGTERM, SIGUSR1, SIGUSR2 and the first SIGINT only raise the flag behind `Run.stopping`; a handler
     that was there before (submitit's) hears of its signal when the run has been left. An exception is written to
@@ -98,7 +100,7 @@ def start(cfg: config.Section, run_cfg: RunConfig) -> Iterator[Run]:
         try:
             _seed(run_cfg.seed + world.rank)
             out = _directory(run_cfg.out)
-            with _logged(out, world, signals) as log, _recorded(cfg, out, world, log, signals):
+            with _logged(out, world, signals) as log, _recorded(cfg, out, world, log, signals, visit):
                 log.info(f"run directory: {out}")
                 yield Run(out, world.device, log, world, signals)
                 log.flush()
@@ -208,20 +210,24 @@ def _logged(out: Path, world: dist.World, signals: _Signals) -> Iterator[Log]:
 
 
 @contextmanager
-def _recorded(cfg: config.Section, out: Path, world: dist.World, log: Log, signals: _Signals) -> Iterator[None]:
+def _recorded(
+    cfg: config.Section, out: Path, world: dist.World, log: Log, signals: _Signals, visit: bool
+) -> Iterator[None]:
     """Write `config.yaml`, and add this session to `environment.json`, now and again at its end."""
     places = dist.gather(_place(world))
     if world.rank != 0:
         yield
         return
     path = out / "environment.json"
-    session = _session(places) | {"config_changes": _config_changes(cfg, out / "config.yaml", log)}
+    keep = visit and (out / "config.yaml").exists()
+    session = _session(places) | {"config_changes": {} if keep else _config_changes(cfg, out / "config.yaml", log)}
     sessions = [*_sessions(path, log), session]
 
     def save() -> None:
         _write(path, simplejson.dumps({"sessions": sessions}, indent=2, ignore_nan=True) + "\n", log)
 
-    _write(out / "config.yaml", config.dump(cfg), log)
+    if not keep:
+        _write(out / "config.yaml", config.dump(cfg), log)
     save()
     try:
         yield

@@ -42,8 +42,9 @@ class Checkpoints:
     """The folder `out/checkpoints`: `step_<count>.pt` to resume from, `last` and `best.safetensors` to use.
 
     Kept are the `keep` newest checkpoints and the one with the best `best` (a key of the metrics; `mode` is "max" or
-    "min"). All processes call `save` and `restore`; the main one writes. `about` (class names, geometry: anything JSON
-    can say) goes into the files of weights, which then answer without the run they come from.
+    "min"; of equals the latest, which has trained longest). `about` (class names, geometry: anything JSON can say) goes
+    into the files of weights, which then answer without the run they come from. All processes call `save` and
+    `restore`; the main one writes.
     """
 
     def __init__(
@@ -68,15 +69,16 @@ class Checkpoints:
     def save(self, step: int, parts: Mapping[str, Part], metrics: Mapping[str, float] | None = None) -> Path | None:
         """Write the state of all parts and the random state of all processes; None when the disk would not take it.
 
-        A checkpoint appears whole or not at all, and older ones go only after that. The published weights are those of
-        `parts["step"].eval_model`, else of `parts["model"]`.
+        A checkpoint appears whole or not at all, and older ones go only after that. The published weights are the
+        moving average of `parts["step"]` when it keeps one, else `parts["model"]` (of which it may train but a part).
 
         Raises:
             ValueError: when a part holds something else than tensors and plain containers, or `metrics` lacks `best`.
         """
         states = {name: _plain(_state(part), name) for name, part in parts.items()}
         randoms = dist.gather(_random_state())
-        published = getattr(parts.get("step"), "eval_model", parts.get("model"))
+        average = getattr(parts.get("step"), "average", None)
+        published = parts.get("model") if average is None else average
         known = [states[name] for name, part in parts.items() if part is published and isinstance(part, nn.Module)]
         weights = known[0] if known else _state(published) if isinstance(published, nn.Module) else None
         best = self._better(step, metrics)
@@ -148,7 +150,7 @@ class Checkpoints:
             )
         value = float(metrics[self.key])
         gain = (value - self.best[1]) * (1 if self.mode == "max" else -1) if self.best else 1.0
-        return (step, value) if gain > 0 and not math.isnan(value) else None
+        return (step, value) if gain >= 0 and not math.isnan(value) else None
 
     def _write(
         self, payload: dict[str, Any], weights: Mapping[str, Tensor] | None, best: tuple[int, float] | None

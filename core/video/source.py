@@ -12,6 +12,8 @@ from av.stream import Disposition
 from core.video.info import VideoError, rational
 
 ADVICE = "copy or download the file again"
+# Real files have names and comments that are not UTF-8. PyAV 19 reads them as they are, before it had to be told.
+TOLERANT: dict[str, str] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class Source:
@@ -35,7 +37,7 @@ class Source:
         self.lost = 0  # packets that could not be decoded
         self.decoded = 0  # pictures that left the decoder
         try:
-            self.container: Any = av.open(str(path), metadata_errors="ignore")
+            self.container: Any = av.open(str(path), **TOLERANT)  # type: ignore[call-overload]
         except (av.FFmpegError, OSError, ValueError) as error:
             raise VideoError(path, _why(path, error)) from error
         try:

@@ -29,6 +29,12 @@ class DataConfig(Section):
     classes: tuple[str, ...] = Field((), description="use these classes only")
     labels: Literal["verb", "noun", "action"] = Field("verb", description="what an ek100 clip is labeled with")
 
+    @model_validator(mode="after")
+    def _classes_are_folders(self) -> "DataConfig":
+        if self.classes and self.dataset == "ek100":
+            raise ValueError("classes chooses class folders; ek100 has none, leave it out")
+        return self
+
 
 class ClipConfig(Section):
     """Which frames of a clip are taken and what becomes of their pixels."""
@@ -52,6 +58,8 @@ class ClipConfig(Section):
     def _jitter_fits(self) -> "ClipConfig":
         if self.jitter and not self.crop <= self.jitter[0] <= self.jitter[1]:
             raise ValueError(f"jitter {list(self.jitter)} must rise and start at the crop ({self.crop}) or above")
+        if self.augment and not self.jitter and self.short_side and self.short_side < self.crop:
+            raise ValueError(f"short_side {self.short_side} leaves no room for a random crop of {self.crop}; raise it")
         return self
 
 
@@ -121,6 +129,12 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     predict: PredictConfig = PredictConfig()
     ckpt: str = Field("", description="weights to evaluate or predict with; empty: the best of run.out")
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> "Config":
+        if self.eval.views > 1 and self.clip.sampling == "whole":
+            raise ValueError("eval.views > 1 needs clip.sampling=window; with whole every view is the same")
+        return self
 
     @model_validator(mode="after")
     def _features_are_constant(self) -> "Config":

@@ -56,7 +56,8 @@ class Benchmark:
     def describe(self) -> str:
         """One line for the log: sizes, and the leak of a split that is not by source video."""
         sizes = ", ".join(f"{len(self.dataset(part, ClipConfig()))} {part}" for part in splits.SPLITS)
-        text = f"{self.cfg.root}: {len(self.classes)} classes, {sizes} clips (protocol {self.cfg.protocol})"
+        how = f"protocol {self.cfg.protocol}" if self.split else f"{self.cfg.labels} labels, test is val"
+        text = f"{self.cfg.root}: {len(self.classes)} classes, {sizes} clips ({how})"
         if self.split and self.split.leaks("test"):
             text += f"; it LEAKS: {self.split.leaks('test'):.1%} of the test clips share their source video with train"
         return text
@@ -65,7 +66,7 @@ class Benchmark:
 def load(cfg: DataConfig) -> Benchmark:
     """Read the annotations of the dataset that the configuration names.
 
-    Raises: ValueError for files that are missing or malformed, or a training part without clips.
+    Raises: ValueError for files that are missing or malformed.
     """
     if cfg.dataset == "ek100":
         return _epic(cfg)
@@ -73,10 +74,13 @@ def load(cfg: DataConfig) -> Benchmark:
         found = splits.read_files(_required(cfg))
     elif cfg.protocol == "lists":
         share = cfg.held_out * (1 - cfg.test_of_held_out)
-        found = splits.read_lists(_required(cfg), cfg.fold, _rows(cfg), val_share=share, seed=cfg.seed)
+        rows, folder = splits.scan(cfg.root), _required(cfg)
+        found = splits.read_lists(folder, cfg.fold, rows, classes=cfg.classes, val_share=share, seed=cfg.seed)
     else:
         shares = {"held_out": cfg.held_out, "test_of_held_out": cfg.test_of_held_out, "seed": cfg.seed}
-        found = splits.split_rows(_rows(cfg), cfg.protocol, fold=cfg.fold, **shares)
+        found = splits.split_rows(splits.scan(cfg.root), cfg.protocol, fold=cfg.fold, **shares)
+    if cfg.classes:
+        found = found.only(cfg.classes)
     return Benchmark(cfg, found.classes, found)
 
 
@@ -84,16 +88,6 @@ def _required(cfg: DataConfig) -> Path:
     if cfg.annotations is None:
         raise ValueError(f"data.protocol={cfg.protocol} reads files: say where with data.annotations=FOLDER")
     return cfg.annotations
-
-
-def _rows(cfg: DataConfig) -> list[Row]:
-    rows = splits.scan(cfg.root)
-    if not cfg.classes:
-        return rows
-    unknown = sorted(set(cfg.classes) - {row.action for row in rows})
-    if unknown:
-        raise ValueError(f"data.classes names {', '.join(unknown)}, which {cfg.root} does not hold")
-    return splits.rows_of(f"{row.action}/{row.video_name}" for row in rows if row.action in cfg.classes)
 
 
 def _epic(cfg: DataConfig) -> Benchmark:
@@ -118,10 +112,14 @@ def _epic(cfg: DataConfig) -> Benchmark:
 
 def _epic_classes(folder: Path, kind: str, segments: Sequence[Segment]) -> tuple[str, ...]:
     path = folder / f"EPIC_100_{kind}_classes.csv"
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            return tuple(line["key"] for line in csv.DictReader(file))
-    return tuple(f"{kind} {label}" for label in range(1 + max(getattr(segment, kind) for segment in segments)))
+    count = 1 + max((getattr(segment, kind) for segment in segments), default=-1)
+    if not path.exists():
+        return tuple(f"{kind} {label}" for label in range(count))
+    with path.open(newline="", encoding="utf-8") as file:
+        names = tuple(line.get("key") or "" for line in csv.DictReader(file))
+    if len(names) < count or not all(names):
+        raise ValueError(f"{path}: expected a column `key` with the names of {count} classes or more, one a line")
+    return names
 
 
 def frame_indices(
@@ -207,20 +205,27 @@ SEGMENT_COLUMNS = (
 
 
 def read_segments(path: Path) -> list[Segment]:
-    """The segments of an official EPIC-KITCHENS-100 csv, in file order."""
+    """The segments of an official EPIC-KITCHENS-100 csv, in file order.
+
+    Raises: ValueError naming file and line, for columns that are missing or values of another form.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             missing = set(SEGMENT_COLUMNS) - set(reader.fieldnames or ())
             if missing:
                 raise ValueError(f"{path}: column {', '.join(sorted(missing))} is missing; found {reader.fieldnames}")
-            lines = [[line[name] for name in SEGMENT_COLUMNS] for line in reader]
+            return [_segment(path, number, line) for number, line in enumerate(reader, 2)]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; expected an official csv such as EPIC_100_train.csv") from None
-    return [
-        Segment(i, v, int(a), int(b), _seconds(t), text, int(verb), int(noun))
-        for i, v, a, b, t, text, verb, noun in lines
-    ]
+
+
+def _segment(path: Path, number: int, line: dict[str, str]) -> Segment:
+    try:
+        i, v, first, last, stop, text, verb, noun = (line[name] for name in SEGMENT_COLUMNS)
+        return Segment(i, v, int(first), int(last), _seconds(stop), text, int(verb), int(noun))
+    except (AttributeError, TypeError, ValueError) as error:  # a short line is filled up with None
+        raise ValueError(f"{path}, line {number}: {error}; expected {', '.join(SEGMENT_COLUMNS)}") from None
 
 
 def _seconds(timestamp: str) -> float:

@@ -87,6 +87,12 @@ def split(benchmark: Benchmark) -> Iterator[Finding]:
             names = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
             level: Literal["warning", "error"] = "error" if not present and part == "train" else "warning"
             yield Finding(level, f"{part} has no clip of {names}", "a class needs three groups to be in every part")
+    if unknown := sum(splits.group_number(row.video_name) is None for part in splits.SPLITS for row in found[part]):
+        yield Finding(
+            "warning",
+            f"{unknown} file names do not tell their source video (_gNN_cNN); each counts as one of its own",
+            "if clips were cut from the same videos, name them so, or give the split with data.protocol=files",
+        )
     for part in ("val", "test"):
         if found.leaks(part):
             yield Finding(
@@ -118,15 +124,21 @@ def look(root: Path, name: str) -> Fact:
     return Fact(name, info.frames, info.fps, info.height, info.width, problem)
 
 
+def _looks(root: Path, names: Sequence[str], workers: int) -> Iterator[Fact]:
+    if workers == 0:
+        yield from (look(root, name) for name in names)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(look, [root] * len(names), names, chunksize=16)
+
+
 def clips(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
     """Every clip of the dataset: can it be read, is it long and large enough?"""
     if benchmark.split is None:
         yield from _epic(benchmark, cfg)
         return
     names = sorted({f"{row.action}/{row.video_name}" for part in splits.SPLITS for row in benchmark.split[part]})
-    with ProcessPoolExecutor(max(cfg.loader.workers, 1), mp_context=get_context("spawn")) as pool:
-        roots = [cfg.data.root] * len(names)
-        facts = list(tqdm(pool.map(look, roots, names, chunksize=16), total=len(names), desc="clips", leave=False))
+    facts = list(tqdm(_looks(cfg.data.root, names, cfg.loader.workers), total=len(names), desc="clips", leave=False))
     good = [fact for fact in facts if fact.frames]
     for fact in facts:
         if fact.problem:
@@ -145,7 +157,11 @@ def clips(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
         yield Finding("warning", f"{short} clips have fewer than clip.frames={cfg.clip.frames} frames",
                       "they repeat their last frame")  # fmt: skip
     small = sum(min(fact.height, fact.width) < cfg.clip.crop for fact in good)
-    if small and not cfg.clip.short_side:
+    scaled = cfg.clip.short_side or (cfg.clip.augment and cfg.clip.jitter)
+    if small and cfg.clip.augment and not scaled:
+        yield Finding("error", f"{small} clips are smaller than clip.crop={cfg.clip.crop}, which is cut at random",
+                      "scale them with clip.short_side or clip.jitter, or clip.augment=false")  # fmt: skip
+    elif small and not scaled:
         yield Finding("ok", f"{small} clips are smaller than clip.crop={cfg.clip.crop} and get zeros around them")
     page = Page(f"Clips of {cfg.data.root}")
     page.facts({"clips": len(facts), "unreadable": len(facts) - len(good), "classes": len(benchmark.classes)})

@@ -34,9 +34,12 @@ def fetch() -> Path:
     except ImportError:
         sys.exit(f"error: kagglehub is not installed (pip install kagglehub).\n{BY_HAND}")
     try:
-        return Path(kagglehub.dataset_download(HANDLE)) / "UCF50"
+        found = Path(kagglehub.dataset_download(HANDLE)).absolute() / "UCF50"
     except Exception as error:  # whatever its network code raises: the way out is the same
         sys.exit(f"error: {HANDLE} cannot be downloaded ({type(error).__name__}: {error}).\n{BY_HAND}")
+    if not found.is_dir():
+        sys.exit(f"error: {HANDLE} came without the folder UCF50 (expected {found}).\n{BY_HAND}")
+    return found
 
 
 def link(place: Path) -> Path:
@@ -46,6 +49,8 @@ def link(place: Path) -> Path:
     found = fetch()
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if place.is_symlink():  # to a cache that is gone
+            place.unlink()
         place.symlink_to(found, target_is_directory=True)
     except OSError:  # no right to make links (Windows): the folder itself is the answer
         return found

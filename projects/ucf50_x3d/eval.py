@@ -36,7 +36,7 @@ Found = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Evaluate the weights of `ckpt`, or the best ones of a run, and write the report."""
     cfg = config.parse(Config, argv)
-    with run.start(cfg, cfg.run) as job:
+    with run.start(cfg, cfg.run, visit=True) as job:
         benchmark = data.load(cfg.data)
         job.log.info(benchmark.describe())
         return test(cfg, job, benchmark)
@@ -122,7 +122,12 @@ def score(model: nn.Module, clips: Tensor) -> Tensor:
 
 
 def measure(found: Found) -> dict[str, float]:
-    """The numbers of a table row; shares are in percent, as the original prints them."""
+    """The numbers of a table row; shares are in percent, as the original prints them.
+
+    Raises: ValueError when there is no clip to measure.
+    """
+    if not found["id"]:
+        raise ValueError("no clip could be read, so there is nothing to measure; the warnings name the files")
     scores, labels = np.asarray(found["scores"]), np.asarray(found["label"])
     classes, answers = scores.shape[1], scores.argmax(1)
     result = {

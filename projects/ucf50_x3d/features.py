@@ -146,7 +146,8 @@ def compute(net: X3D | SlowFast, benchmark: Benchmark, cfg: Config, job: Run) ->
     """
     for part in ("train", "val"):
         clips, cache = benchmark.dataset(part, cfg.clip), open_cache(net, cfg)
-        todo = [index for index, name in enumerate(clips.ids) if name not in cache]
+        # What the main process finds: another one may look when the first files are there already.
+        todo = dist.broadcast([index for index, name in enumerate(clips.ids) if name not in cache])
         if not todo:
             continue
         job.log.info(f"features of {len(todo)} {part} clips go to {cache.folder}")

@@ -36,7 +36,8 @@ class Windows:
         self.path, self.clip = path, clip
         self.info = video.probe(path)
         self.window_s = min(cfg.window_s or _native_window_s(clip), self.info.duration_s)
-        self.starts_s = [start for start, _ in clips.tile(self.info.duration_s, self.window_s, cfg.hop_s)]
+        tiles = clips.tile(self.info.duration_s, self.window_s, cfg.hop_s, cover_end=True)
+        self.starts_s = [start for start, _ in tiles]
 
     def __len__(self) -> int:
         return len(self.starts_s)
@@ -56,7 +57,7 @@ def _native_window_s(clip: ClipConfig) -> float:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Answer for every video of `predict.input`; a file that cannot be read is named and left out."""
     cfg = config.parse(Config, argv)
-    with run.start(cfg, cfg.run) as job:
+    with run.start(cfg, cfg.run, visit=True) as job:
         net, classes = weights.load(cfg, job)
         answers = []
         for path in job.log.progress(find(cfg.predict.input), "predict"):
@@ -88,23 +89,35 @@ def find(path: Path) -> list[Path]:
 
 @torch.inference_mode()
 def predict(net: nn.Module, classes: Sequence[str], path: Path, cfg: Config, job: Run) -> dict[str, Any]:
-    """Class shares of every window of a video, and of the video as their mean."""
+    """Class shares of every window of a video, and of the video as their mean; damaged windows are left out.
+
+    Raises: VideoError when no window can be read.
+    """
     windows = Windows(path, cfg.clip, cfg.predict)
     loader = Loader(
         windows, cfg.loader.model_copy(update={"batch_size": cfg.eval.batch_size}), train=False, device=job.device,
         transform=OnKey("video", data.pipeline(cfg.clip)),
     )  # fmt: skip
-    shares = np.concatenate([score(net, batch["video"]).exp().cpu().numpy() for batch in loader])
+    numbers: list[int] = []
+    parts: list[np.ndarray] = []
+    for batch in loader:
+        numbers += map(int, batch["id"])
+        parts.append(score(net, batch["video"]).exp().cpu().numpy())
+    if not parts:
+        raise video.VideoError(path, loader.bad[str(path)])
+    shares = np.concatenate(parts)
+    starts_s = [windows.starts_s[number] for number in numbers]
+    shares = shares.astype(float).round(6)
     best = top(shares.mean(0), classes, cfg.eval.topk)
     return {
         "video": str(path),
         "duration_s": windows.info.duration_s,
         "window_s": windows.window_s,
         "top": best,
-        "curves": {entry["class"]: shares[:, classes.index(entry["class"])].round(6).tolist() for entry in best},
+        "curves": {name: shares[:, classes.index(name)].tolist() for name in (entry["class"] for entry in best)},
         "windows": [
             {"start_s": start, "end_s": start + windows.window_s, "top": top(row, classes, cfg.eval.topk)}
-            for start, row in zip(windows.starts_s, shares, strict=True)
+            for start, row in zip(starts_s, shares, strict=True)
         ],
     }
 
@@ -112,7 +125,7 @@ def predict(net: nn.Module, classes: Sequence[str], path: Path, cfg: Config, job
 def top(shares: np.ndarray, classes: Sequence[str], count: int) -> list[dict[str, Any]]:
     """The best classes, best first."""
     best = np.argsort(-shares, kind="stable")[:count]
-    return [{"class": classes[k], "share": round(float(shares[k]), 6)} for k in best]
+    return [{"class": classes[k], "share": float(shares[k])} for k in best]
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def mistakes(
 
 def write_predictions(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
     """Write the page of a prediction: every video with its classes over time, beside the player."""
-    page = Page("What is done in these videos", f"{len(answers)} videos")
+    page = Page("What is done in these videos", ", ".join(Path(answer["video"]).name for answer in answers[:5]))
     for answer in answers:
         windows = answer["windows"]
         best = [Segment(w["start_s"], w["end_s"], w["top"][0]["class"], w["top"][0]["share"]) for w in windows]

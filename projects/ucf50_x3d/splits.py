@@ -16,8 +16,8 @@ import random
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +61,22 @@ class Split:
             raise ValueError(f"no split {name!r}; there are {', '.join(SPLITS)}")
         rows: tuple[Row, ...] = getattr(self, name)
         return rows
+
+    def only(self, classes: Collection[str]) -> Split:
+        """The clips of these classes, which are numbered anew; every clip stays in its part.
+
+        Raises: ValueError for a class that is not there.
+        """
+        unknown = sorted(set(classes) - set(self.classes))
+        if unknown:
+            raise ValueError(f"data.classes: no class {', '.join(unknown)}; there are {', '.join(self.classes)}")
+        kept = tuple(name for name in self.classes if name in classes)
+        labels = {name: label for label, name in enumerate(kept)}
+        parts = (
+            tuple(replace(row, label=labels[row.action]) for row in self[part] if row.action in labels)
+            for part in SPLITS
+        )
+        return Split(kept, *parts)
 
     def leaks(self, name: str) -> float:
         """Share of a split's clips whose group also has clips in train: 0 for an honest split."""
@@ -199,28 +215,55 @@ def _row(path: Path, number: int, line: dict[str, str]) -> Row:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names of `actions_label.csv` in label order; labels must be 0..K-1."""
+    """Class names of `actions_label.csv` in label order.
+
+    Raises: ValueError naming the file, for another form than `action,label` or labels that are not 0..K-1.
+    """
     with path.open(newline="", encoding="utf-8-sig") as file:
-        pairs = sorted((int(line["label"]), line["action"]) for line in csv.DictReader(file))
+        try:
+            pairs = sorted((int(line["label"]), line["action"]) for line in csv.DictReader(file))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path}: expected lines action,label below a header with these names") from None
     if [label for label, _ in pairs] != list(range(len(pairs))):
         raise ValueError(f"{path}: labels must be 0..{len(pairs) - 1}, each once")
     return tuple(action for _, action in pairs)
 
 
 def read_files(folder: Path) -> Split:
-    """A split from the five csv files of the original project."""
+    """A split from the csv files of the original project; `annotations.csv` itself is not needed.
+
+    Raises: ValueError for a file that is missing or malformed, or a label that `actions_label.csv` calls otherwise.
+    """
     parts = {name: tuple(read_rows(folder / f"{name}_annotations.csv")) for name in SPLITS}
     labels = folder / "actions_label.csv"
     rows = [row for part in parts.values() for row in part]
     classes = read_classes(labels) if labels.exists() else _classes(rows)
+    for row in rows:
+        if not 0 <= row.label < len(classes) or classes[row.label] != row.action:
+            known = dict(enumerate(classes)).get(row.label, "no class")
+            raise ValueError(
+                f"{folder}: {row.action}/{row.video_name} has label {row.label}, which is {known} in {labels.name}; "
+                "make the files again, all from one dataset"
+            )
     return Split(classes, **parts)
 
 
-def read_lists(folder: Path, number: int, rows: Sequence[Row], *, val_share: float = 0.15, seed: int = 42) -> Split:
+def read_lists(
+    folder: Path,
+    number: int,
+    rows: Sequence[Row],
+    *,
+    classes: Collection[str] = (),
+    val_share: float = 0.15,
+    seed: int = 42,
+) -> Split:
     """A split from UCF101's `trainlist0N.txt` and `testlist0N.txt`.
 
     The lists have no validation part: groups of the training list are held out for it, so that the best model is
-    never chosen on test clips; `val_share=0` trains on the whole list and chooses nothing.
+    never chosen on test clips; `val_share=0` trains on the whole list and chooses nothing. With `classes`, lines of
+    others are passed over.
+
+    Raises: ValueError for a list that is missing, or names a clip that `rows` lack.
     """
     by_name = {f"{row.action}/{row.video_name}": row for row in rows}
     parts: dict[str, list[Row]] = {}
@@ -231,6 +274,7 @@ def read_lists(folder: Path, number: int, rows: Sequence[Row], *, val_share: flo
                 f"{path} does not exist; expected UCF101's split lists there (data.annotations, data.fold)"
             )
         entries = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        entries = [entry for entry in entries if not classes or entry.split("/")[0] in classes]
         absent = [entry for entry in entries if entry not in by_name]
         if absent:
             raise ValueError(f"{path}: {len(absent)} clips are not in the dataset folder, the first one is {absent[0]}")

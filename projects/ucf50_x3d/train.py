@@ -44,13 +44,16 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
         return {}
     source, learner = ("features", features.CachedHead(net)) if cached else ("video", net)
     loader, val_loader = (clips(part, net, benchmark, cfg, job) for part in ("train", "val"))
-    assert loader is not None
+    if loader is None:
+        raise ValueError(f"there is nothing to train on: {benchmark.describe()}; check the data section")
 
     step = TrainStep(learner, cfg.optim, batches_per_epoch=len(loader), precision=cfg.precision, compile=cfg.compile)
     saved = Checkpoints(job.out, best="val/accuracy", keep=cfg.run.keep, about=weights.about(cfg, benchmark.classes))
     epoch_loss, speed = Meter(), Throughput()
     state = {"model": net, "step": step, "loader": loader, "epoch_loss": epoch_loss}
-    job.log.rewind(saved.restore(state))
+    saved.restore(state)
+    seen = loader.state_dict()["epoch"] * len(loader) + loader.batch  # batches of all epochs, as the original counts
+    job.log.rewind(seen)
 
     for epoch in loader.epochs(until=cfg.optim.epochs):
         model.train(net, cfg.model.frozen_norm)
@@ -62,11 +65,11 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
             epoch_loss.add(losses["total"])
             speed.add(len(batch["id"]), loader.wait_s)
 
-            seen = epoch * len(loader) + loader.batch  # as the original counts batches: through all epochs, from 1
+            seen += 1
             shown = loader.batch % cfg.run.log_every == 0
             row: dict[str, float | Tensor] = {"Loss/Train_Batch": losses["total"], "lr": step.lr}
             row |= speed.read() if shown else {}
-            job.log.scalars(step.count, row, tensorboard_step=seen, console=shown)
+            job.log.scalars(seen, row, console=shown)
             if job.stopping(seen):
                 saved.save(step.count, state)
                 return {}
@@ -84,12 +87,15 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
         figures = dist.mean({"Loss/Train_Epoch": epoch_loss.mean})
         if metrics:
             figures |= {"Loss/Valid_Epoch": metrics["val/loss"], "Accuracy/Valid_Epoch": metrics["val/accuracy"]}
-        job.log.scalars(step.count, figures, tensorboard_step=epoch)
+        job.log.scalars(seen, figures, tensorboard_step=epoch)
         epoch_loss.reset()
         loader.end_epoch()
         saved.save(step.count, state, metrics)
 
     job.log.info(f"trained for {cfg.optim.epochs} epochs; read {loader.coverage()}")
+    if not len(benchmark.dataset(cfg.eval.split, cfg.clip)):
+        job.log.warning(f"not tested: the dataset has no {cfg.eval.split} clips")
+        return {}
     return test(cfg, job, benchmark)
 
 

@@ -151,9 +151,17 @@ def test_published_weights_are_the_average_with_step_and_metrics(tmp_path: Path)
     assert torch.equal(read_weights(tmp_path / "checkpoints/last.safetensors")[0]["0.weight"], model[0].weight)
 
 
+def test_published_weights_say_what_they_are(tmp_path: Path) -> None:
+    model = net()
+    Checkpoints(tmp_path, best="m", about={"classes": ["Billiards", "YoYo"]}).save(3, {"model": model}, {"m": 1.0})
+    for name in ("best", "last"):
+        about = read_weights(tmp_path / f"checkpoints/{name}.safetensors")[1]
+        assert (about["classes"], about["step"]) == (["Billiards", "YoYo"], 3)
+
+
 @pytest.mark.parametrize(
     ("mode", "values", "best"),
-    [("max", [0.1, 0.5, 0.3, float("nan"), 0.5, 0.2], 2), ("min", [0.9, 0.2, 0.1, 0.4, float("nan"), 0.1], 3)],
+    [("max", [0.5, 0.5, 0.3, float("nan"), 0.4, 0.2], 2), ("min", [0.9, 0.1, 0.1, 0.4, float("nan"), 0.2], 3)],
 )
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, mode: Any, values: list[float], best: int) -> None:
     saved = Checkpoints(tmp_path, best="score", mode=mode, keep=2)

@@ -266,6 +266,16 @@ def test_a_meter_is_a_weighted_mean(values: list[tuple[float, int]], window: int
     assert math.isnan(meter.recent)
 
 
+def test_a_meter_goes_on_from_its_state() -> None:
+    meter, other = Meter(2), Meter(2)
+    for value in (1.0, torch.tensor(3.0), 8.0):
+        meter.add(value)
+    other.load_state_dict(json.loads(json.dumps(meter.state_dict())))
+    meter.add(4.0)
+    other.add(4.0)
+    assert (other.mean, other.recent) == (meter.mean, meter.recent) == (4.0, 6.0)
+
+
 def test_a_meter_keeps_the_value_that_it_was_given() -> None:
     meter, loss = Meter(), torch.ones(())
     meter.add(loss)

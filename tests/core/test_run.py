@@ -412,3 +412,11 @@ def test_a_failing_process_ends_all_with_its_traceback(tmp_path: Path) -> None:
     assert "Traceback" in text
     assert "ZeroDivisionError: only here" in (tmp_path / "run.rank1.log").read_text()
     assert sessions(tmp_path)[0]["outcome"].startswith("failed: ")
+
+
+def test_a_visit_leaves_the_configuration_of_the_run(tmp_path: Path) -> None:
+    for cfg, visit in ((make(tmp_path, lr=0.5), False), (make(tmp_path, lr=0.25), True)):
+        with run.start(cfg, cfg.run, visit=visit):
+            pass
+    assert config.load(Config, tmp_path / "config.yaml").lr == 0.5
+    assert [session["config_changes"] for session in sessions(tmp_path)] == [{}, {}]

@@ -1,0 +1,1 @@
+"""Tests of projects/ucf50_x3d."""
