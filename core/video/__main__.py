@@ -86,7 +86,7 @@ def _transcode(paths: list[str], options: dict[str, str]) -> int:
 
 def _facts(info: VideoInfo) -> str:
     parts = [
-        f"{info.frames} frames, {info.fps:.6g} fps, {info.duration_s:.3f} s",
+        f"{info.frames} frames" + (f", {info.fps:.6g} fps, {info.duration_s:.3f} s" if info.fps else ""),
         f"{info.width}x{info.height}",
         f"{info.codec} {info.pixel_format} in {info.container}",
     ]

@@ -109,13 +109,8 @@ class Indexed:
 
     def _run(self, wanted: Sequence[int]) -> Iterator[Any]:
         """Wanted frames, all ahead of the current position, without seeking."""
-        source, context, ready, proof, packets = (
-            self.source,
-            self.source.context,
-            self._ready,
-            self._proof,
-            self._packets,
-        )
+        source, context = self.source, self.source.context
+        ready, proof, packets = self._ready, self._proof, self._packets
         assert packets is not None
         self._packets = None  # a run that is interrupted leaves no usable position
         stamps = [self.index.pts[number] for number in wanted]

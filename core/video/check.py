@@ -64,9 +64,9 @@ def examine(path: Path) -> str | list[str]:
     except VideoError as error:
         return error.reason
     if lost:
-        notes.append(f"{lost} packets cannot be decoded")
+        notes.append(f"packets that cannot be decoded: {lost}")
     if damaged:
-        notes.append(f"{damaged} pictures are damaged")
+        notes.append(f"damaged pictures: {damaged}")
     if promised and promised != decoded:
         notes.append(f"the header promises {promised} frames, there are {decoded}")
     if not info.seekable:

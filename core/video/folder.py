@@ -40,7 +40,7 @@ class ImageFolder(Reader):
             self._info = VideoInfo(
                 frames=len(self),
                 fps=self.fps,
-                duration_s=len(self) / self.fps if self.fps else 0.0,
+                duration_s=self.duration_s,
                 height=int(first.shape[0]),
                 width=int(first.shape[1]),
                 rotation=0,
@@ -60,6 +60,11 @@ class ImageFolder(Reader):
         if not self.fps:
             raise VideoError(self.path, "a folder of pictures has no frame rate; read by frame number instead of time")
         return [number / self.fps for number in range(len(self))]
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds that all frames last, 0 without a frame rate."""
+        return len(self) / self.fps if self.fps else 0.0
 
     def close(self) -> None:
         """Forget the listing."""

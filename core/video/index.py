@@ -15,6 +15,7 @@ from core.video.source import Source
 TINY = 16  # bytes; an MPEG-4 packet below this is a "not coded" picture, for which the decoder gives no frame
 MOV = "mov"
 HELD = 8 * 2**20  # bytes; the packets of smaller files are kept, because demuxing AVI again costs 9 us for each
+KEYFRAME, DISCARDED = 1, 2  # FFmpeg's flags of an index entry, its only ones
 TRUSTED = (MOV, "matroska", "webm", "avi")
 
 
@@ -57,14 +58,17 @@ def from_table(source: Source) -> Index | None:
     keys: list[int] = []
     smallest = file_size = source.path.stat().st_size
     end = 0
-    for position, entry in enumerate(stream.index_entries):
-        if entry.is_discard:
+    for entry in stream.index_entries:  # long videos have hundreds of thousands: no calls in here
+        flags, size = entry.flags, entry.size
+        if flags & DISCARDED:
             return None
+        if flags & KEYFRAME:
+            keys.append(len(times))
         times.append(entry.timestamp)
-        if entry.is_keyframe:
-            keys.append(position)
-        smallest = min(smallest, entry.size)
-        end = max(end, entry.pos + entry.size)
+        if size < smallest:
+            smallest = size
+        if entry.pos + size > end:
+            end = entry.pos + size
     if len(times) < 2 or len(times) != stream.frames or end > file_size or not smallest:
         return None
     if source.codec == "mpeg4" and smallest < TINY:
@@ -77,7 +81,7 @@ def from_table(source: Source) -> Index | None:
     except (av.FFmpegError, StopIteration):
         return None
     start = stream.start_time
-    if start is None or first.pts != start or first.dts != times[0] or not first.is_keyframe or keys[0] != 0:
+    if start is None or first.pts != start or first.dts != times[0] or not first.is_keyframe or keys[:1] != [0]:
         return None
     return Index(range(start, start + len(times) * step, step), keys, [times[key] for key in keys], assumed=True)
 

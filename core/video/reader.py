@@ -44,6 +44,11 @@ class Reader(ABC):
     def times(self) -> list[float]:
         """Seconds from the first frame to every frame, ascending."""
 
+    @property
+    @abstractmethod
+    def duration_s(self) -> float:
+        """Seconds from the first frame to the end of the last one."""
+
     @abstractmethod
     def close(self) -> None:
         """Give back what is open; the next use opens it again."""
@@ -117,11 +122,9 @@ class Reader(ABC):
 
     def frame_at(self, time_s: float) -> int:
         """Number of the frame on screen at a time; the end of the video still shows the last one."""
-        times, slack = self.times(), self._slack()
-        if not -slack <= time_s <= self.info.duration_s + slack:
-            raise FrameIndexError(
-                self.path, f"time {time_s:g} s asked for, the video lasts from 0 to {self.info.duration_s:g} s"
-            )
+        times, slack, duration_s = self.times(), self._slack(), self.duration_s
+        if not -slack <= time_s <= duration_s + slack:
+            raise FrameIndexError(self.path, f"time {time_s:g} s asked for, the video lasts from 0 to {duration_s:g} s")
         return max(0, bisect_right(times, time_s + slack) - 1)
 
     def span(self, start_s: float, end_s: float, fps: float | None = None) -> Sequence[int]:
@@ -133,7 +136,7 @@ class Reader(ABC):
         if fps is not None:
             if fps <= 0:
                 raise ValueError(f"fps={fps:g} is not positive")
-            end_s = min(end_s, self.info.duration_s)
+            end_s = min(end_s, self.duration_s)
             count = max(1, math.ceil((end_s - start_s) * fps - 1e-6))
             return [self.frame_at(start_s + k / fps) for k in range(count)]
         times, slack = self.times(), self._slack()
@@ -187,13 +190,12 @@ class Video(Reader):
             if self._info is None:
                 rotation = self.rotation
                 access = self._opened()
-                source, frames, times = access.source, access.count(), self.times()
+                source, frames = access.source, access.count()
                 base, first = access.clock()
-                fps = float(source.rate) or ((frames - 1) / times[-1] if times[-1] > 0 else 25.0)
                 self._info = VideoInfo(
                     frames=frames,
-                    fps=fps,
-                    duration_s=times[-1] + 1 / fps,
+                    fps=self.fps,
+                    duration_s=self.duration_s,
                     height=source.height,
                     width=source.width,
                     rotation=rotation,
@@ -207,6 +209,18 @@ class Video(Reader):
                     promised=source.promised,
                 )
             return self._info
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, on average."""
+        times = self.times()
+        with self._locked():
+            return float(self._opened().source.rate) or ((len(times) - 1) / times[-1] if times[-1] > 0 else 25.0)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first frame to the end of the last one."""
+        return self.times()[-1] + 1 / self.fps
 
     @property
     def rotation(self) -> int:

@@ -99,6 +99,9 @@ class EvalConfig(Section):
     split: Literal["train", "val", "test"] = Field("test", description="which part, for the eval command")
     views: int = Field(1, ge=1, description="temporal views of a clip; 10 is the published Kinetics protocol")
     crops: Literal[1, 3] = Field(1, description="spatial views: center, or left, center and right")
+    positions: Literal["none", "softmax"] = Field(
+        "none", description="softmax: average shares over the positions of the head, as SlowFast; none: logits"
+    )
     batch_size: int = Field(8, ge=1, description="clips at a time; every view of a clip counts")
     topk: int = Field(5, ge=1, description="classes listed per clip")
 

@@ -306,7 +306,7 @@ def example(cfg: ClipConfig) -> Tensor:
 
 
 def pipeline(cfg: ClipConfig, *, train: bool = False, crops: int = 1) -> Compose:
-    """Raw clips to what the model sees, float (B, 3, frames, crop, crop); with views or crops (B, N, 3, ...).
+    """Raw clips to what the model sees, float (B, 3, frames, crop, crop); views, then crops come after B.
 
     Cropping comes before normalizing, on bytes: the values are those of the original order, whose zeros around a small
     frame are the mean here.

@@ -29,6 +29,7 @@ from core.step import Precision, autocast
 from projects.ucf50_x3d import data, report, weights
 from projects.ucf50_x3d.config import Config
 from projects.ucf50_x3d.data import Benchmark
+from projects.ucf50_x3d.model import Head
 
 Found = dict[str, Any]
 
@@ -111,13 +112,14 @@ def _wait_for(device: torch.device) -> None:
 
 
 def score(model: nn.Module, clips: Tensor) -> Tensor:
-    """The logarithm of each class's share: clips (B, 3, T, H, W), features, or views (B, N, 3, T, H, W) -> (B, K).
+    """The logarithm of each class's share: clips (B, 3, T, H, W), features, or views (B, ..., 3, T, H, W) -> (B, K).
 
     One view: log-softmax of the logits. Several: the mean of their softmax, which ranks as SlowFast's sum does.
     """
-    views = clips.shape[1] if clips.ndim == 6 else 1
-    scores: Tensor = model(clips.flatten(0, 1) if clips.ndim == 6 else clips)
-    scores = scores.float().log_softmax(-1).view(-1, views, scores.shape[-1])
+    views = math.prod(clips.shape[1:-4])  # 1 for clips and features, which have at most five dimensions
+    scores: Tensor = model(clips.flatten(0, -5) if clips.ndim > 5 else clips).float()
+    is_share = any(isinstance(part, Head) and part.activation == "softmax" for part in model.modules())
+    scores = (scores.log() if is_share else scores.log_softmax(-1)).view(-1, views, scores.shape[-1])
     return scores.logsumexp(1) - math.log(views)
 
 

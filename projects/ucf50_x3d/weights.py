@@ -26,7 +26,7 @@ def load(cfg: Config, job: Run, classes: Sequence[str] = ()) -> tuple[X3D | Slow
         raise ValueError(f"{folder} holds no weights; train first (run.out={job.out}), or name a file with ckpt=FILE")
     path = fetch(cfg.ckpt) if cfg.ckpt else own[0]
     variant = cfg.model.name.removeprefix("x3d_") if cfg.model.name.startswith("x3d_") else None
-    net, found = convert.open_model(path, variant=variant)
+    net, found = convert.open_model(path, variant=variant, head_activation=cfg.eval.positions)
     job.log.info(f"{path}: {found}")
 
     _, about = read_weights(path)

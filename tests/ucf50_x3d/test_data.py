@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from core import config, video
+from core import video
 from core.data import Loader, LoaderConfig, SampleError, TooManyBadFiles
 from projects.ucf50_x3d import data, splits
 from projects.ucf50_x3d.config import ClipConfig, Config, DataConfig
 from projects.ucf50_x3d.data import EpicFrames, FolderClips, frame_indices
+from projects.ucf50_x3d.eval import score
 from projects.ucf50_x3d.splits import Row
 from tests.support import cases
 
@@ -145,7 +144,7 @@ def test_random_windows_reach_both_ends() -> None:
 
 
 def test_views_of_the_whole_clip_are_refused() -> None:
-    with pytest.raises(ValueError, match="need clip.sampling=window"):
+    with pytest.raises(ValueError, match=r"need clip\.sampling=window"):
         frame_indices(100, 30.0, ClipConfig(sampling="whole"), views=2)
 
 
@@ -392,7 +391,7 @@ def test_a_dataset_without_group_numbers(tmp_path: Path) -> None:
     assert sorted(name for part in parts(benchmark) for name in part) == sorted(
         f"{name}/{name} {clip}.avi" for name in ("wave", "walk") for clip in range(10)
     )
-    assert [len(part) for part in parts(benchmark)] == [12, 4, 4]
+    assert [len(part) for part in parts(benchmark)] == [14, 2, 4]
     assert "LEAKS" not in benchmark.describe()
     with pytest.raises(ValueError, match=r"walk/walk 0.avi has no group number \(_gNN_cNN\); use protocol=grouped"):
         data.load(DataConfig(root=tmp_path, protocol="fold"))
@@ -441,15 +440,27 @@ def test_shapes_of_test_clips(shape: tuple[int, ...], crops: int, wanted: tuple[
     assert data.pipeline(cfg, crops=crops)(raw(*shape)).shape == wanted
 
 
-def test_views_times_crops_reach_the_model_as_one_row_of_views() -> None:
-    """What eval scores: (B, N, 3, T, H, W), where every view is one that a single-view test would see."""
+def test_every_view_has_its_crops() -> None:
     cfg = ClipConfig(sampling="window", frames=4, crop=16, short_side=18)
     clips = raw(2, 5, 4, 30, 40)
     out = data.pipeline(cfg, crops=3)(clips)
-    assert out.shape == (2, 15, 3, 4, 16, 16)
-    alone = [data.pipeline(cfg, crops=3)(clips[:, view]) for view in range(5)]
-    found = {tuple(view.flatten()[:6].tolist()) for view in out[0]}
-    assert found == {tuple(crop.flatten()[:6].tolist()) for view in alone for crop in view[0]}
+    assert out.shape == (2, 5, 3, 3, 4, 16, 16)
+    for view in range(5):
+        assert torch.equal(out[:, view], data.pipeline(cfg, crops=3)(clips[:, view]))
+
+
+def test_views_and_crops_are_scored_as_the_mean_of_their_shares() -> None:
+    """The published protocol has 10 views of 3 crops; whatever stands between clip and batch is a view."""
+
+    def model(clips: torch.Tensor) -> torch.Tensor:
+        assert clips.shape[1:] == (3, 2, 4, 4)
+        return clips.flatten(1)[:, :5] * 3
+
+    views = torch.randn(2, 4, 3, 3, 2, 4, 4)
+    shares = torch.stack([model(views[:, v, c]).softmax(-1) for v in range(4) for c in range(3)]).mean(0)
+    for form in (views, views.flatten(1, 2)):
+        assert torch.allclose(score(model, form).exp(), shares, atol=1e-6)
+    assert torch.allclose(score(model, views[:, 0, 0]).exp(), model(views[:, 0, 0]).softmax(-1), atol=1e-6)
 
 
 def test_three_crops_run_along_the_long_side() -> None:
@@ -494,8 +505,7 @@ def test_mixup_blends_clips_and_labels_alike(root: Path) -> None:
     assert mixed["id"] == batch["id"]
     assert mixed["label"].shape == (4, 3)
     assert torch.allclose(mixed["label"].sum(1), torch.ones(4))
-    share = float(mixed["label"][0, 0])  # its neighbour has the same class, so look at the next one
-    share = float(mixed["label"][1, 1])
+    share = float(mixed["label"][1, 1])  # the first clip's neighbour, the last, has the same class
     assert 0 < share < 1
     plain = data.pipeline(clip.model_copy(update={"augment": False}))(clips)
     assert torch.allclose(mixed["video"][1], share * plain[1] + (1 - share) * plain[0], atol=1e-5)
@@ -522,16 +532,17 @@ def test_a_loader_gives_what_the_model_takes(root: Path) -> None:
         )
         batches[training] = next(iter(loader))
     assert batches[True]["video"].shape == (4, *data.example(cfg.clip).shape[1:])
-    assert batches[False]["video"].shape == (4, 6, *data.example(cfg.clip).shape[1:])
+    assert batches[False]["video"].shape == (4, 2, 3, *data.example(cfg.clip).shape[1:])
     assert batches[False]["label"].tolist() == [0, 0, 1, 1]
 
 
 # EPIC-KITCHENS frames
 
-COLUMNS = (
-    "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
-    "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes"
-).split(",")
+COLUMNS = [
+    "narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp", "stop_timestamp",
+    "start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class", "all_nouns",
+    "all_noun_classes",
+]  # fmt: skip
 
 
 def segment(name: str, first: int, last: int, verb: int, noun: int, *, seen: str = "P02_07") -> list[Any]:
