@@ -3,9 +3,11 @@
     python -m projects.ucf50_x3d.convert X3D_S.pyth x3d_s.safetensors
     python -m projects.ucf50_x3d.convert checkpoint_epoch_00300.pyth x3d_m.safetensors variant=m
     python -m projects.ucf50_x3d.convert runs/x/checkpoints/best.safetensors run.pth --to hub
+    python -m projects.ucf50_x3d.convert runs/x/checkpoints/best.safetensors model.pt2 --to program
 
-The hub's names are our own, so hub files need no rules, and `--to hub` only changes the container: a bare state-dict in
-a torch file, as the original project saves it and the hub's models load it.
+The hub's names are our own, so hub files need no rules and `--to hub` only changes the container: a bare state-dict in
+a torch file, as the original project saves it. `--to program` writes a torch.export program, which answers for any
+number of clips of its one size without this code: `torch.export.load("model.pt2").module()(clips)`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import yaml
 from torch import Tensor, nn
 
 from core.checkpoint import LoadReport, Rule, fetch, load_weights, read_weights, save_weights
-from projects.ucf50_x3d.model import VARIANTS, X3D, Activation, SlowFast
+from projects.ucf50_x3d.model import VARIANTS, X3D, Activation, SlowFast, fuse
 from projects.ucf50_x3d.model.freeze import find_head
 from projects.ucf50_x3d.model.norm import BatchNorm
 
@@ -188,11 +190,15 @@ def open_model(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert a file and say what it was."""
-    parser = argparse.ArgumentParser(prog="python -m projects.ucf50_x3d.convert", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m projects.ucf50_x3d.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", help="a hub .pyth, a SlowFast .pyth, a run_*.pth, our .safetensors; or an address")
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("variant", nargs="?", help="variant=xs|s|m: which X3D it is, where the file does not tell")
-    parser.add_argument("--to", choices=("ours", "hub"), default="ours", help="hub: a bare state-dict in a torch file")
+    parser.add_argument("--to", choices=("ours", "hub", "program"), default="ours", help="see above")
     args = parser.parse_args(argv)
     try:
         if args.variant and not args.variant.startswith("variant="):
@@ -200,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, found = open_model(args.source, variant=(args.variant or "").removeprefix("variant=") or None)
         if args.to == "hub":
             _write_hub(model, found, args.out)
+        elif args.to == "program":
+            _write_program(model, args.out, _clip_size(model, _read(args.source)[1]))
         else:
             _, about, name = _read(args.source)
             kept = {key: value for key, value in about.items() if key in ("classes", "clip")}
@@ -259,6 +267,24 @@ def _write_hub(model: X3D | SlowFast, found: Identity, out: Path) -> None:
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), out)
+
+
+def _clip_size(model: X3D | SlowFast, about: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Frames, height and width: those the weights were trained with, else those the network was made for."""
+    if clip := about.get("clip"):
+        side = clip.get("test_crop") or clip["crop"]
+        return clip["frames"], side, side
+    if isinstance(model, X3D):
+        size = VARIANTS[model.variant]
+        return size.frames, size.crop, size.crop
+    return 32, 256, 256
+
+
+def _write_program(model: X3D | SlowFast, out: Path, size: tuple[int, int, int]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    program = torch.export.export(fuse(model), (torch.zeros(2, 3, *size),), dynamic_shapes={"video": {0: batch}})
+    torch.export.save(program, out)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,8 @@ def look(root: Path, name: str) -> Fact:
         video.read(root / name, [0, info.frames - 1])
     except video.VideoError as error:
         return Fact(name, problem=error.reason)
-    problem = f"{info.lost} damaged packets" if info.lost else ""
+    promised = f" of {info.promised}" if info.promised > info.frames else ""
+    problem = f"damaged, {info.frames}{promised} frames can be read" if info.lost else ""
     return Fact(name, info.frames, info.fps, info.height, info.width, problem)
 
 

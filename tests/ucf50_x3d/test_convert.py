@@ -233,3 +233,13 @@ def test_command_explains_itself(
         convert.main(arguments)
     assert str(failure.value).startswith("convert: ")
     assert not Path(arguments[1]).exists()
+
+
+def test_command_writes_a_program_that_needs_no_code_of_ours(tmp_path: Path) -> None:
+    model = X3D("nano", 3).eval()
+    about = {"model": "x3d_nano", "clip": {"frames": 9, "crop": 40, "test_crop": 48}}
+    save_weights(model, tmp_path / "x.safetensors", about)
+    convert.main([str(tmp_path / "x.safetensors"), str(tmp_path / "x.pt2"), "--to", "program"])
+    clips = torch.randn(3, 3, 9, 48, 48)
+    answer = torch.export.load(tmp_path / "x.pt2").module()(clips)
+    torch.testing.assert_close(answer, model(clips), atol=1e-6, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,16 @@ def test_broken_clips_are_named_and_end_with_1(
     root: Path, weights: Path, clip_file: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "Jump/v_Jump_g01_c02.mp4").write_text("not a video")
-    (root / "Walk/v_Walk_g02_c01.mp4").write_bytes(clip_file[: len(clip_file) // 2])
-    assert doctor.main(command(root, f"model.init={weights}")) == 1
+    (root / "Walk/v_Walk_g02_c01.mp4").write_bytes(b"")
+    (root / "Walk/v_Walk_g03_c01.mp4").write_bytes(clip_file[: len(clip_file) // 2])
+    assert doctor.main(command(root, f"model.init={weights}", "clip.sampling=window")) == 1
     out = capsys.readouterr().out
     assert f"error    {root / 'Jump/v_Jump_g01_c02.mp4'}: " in out
     assert f"error    {root / 'Walk/v_Walk_g02_c01.mp4'}: " in out
-    assert "-> repair or remove it" in out
-    assert "10 of 12 clips can be read" in out
-    assert out.splitlines()[-1] == "2 errors, 0 warnings"
+    assert f"warning  {root / 'Walk/v_Walk_g03_c01.mp4'}: damaged, 4 of 10 frames can be read" in out
+    assert out.count("-> repair or remove it") == 3
+    assert "10 of 12 clips can be read: 4 to 10 frames" in out
+    assert out.splitlines()[-1] == "2 errors, 1 warnings"
     page = (root.parent / "run" / "doctor.html").read_text()
     assert "v_Jump_g01_c02.mp4" in page
     assert "v_Jump_g01_c01.mp4" not in page, "with broken clips the table is about them"
@@ -132,16 +135,17 @@ def test_a_clip_of_the_csv_files_that_is_not_there(root: Path, tmp_path: Path) -
 
 
 def test_a_leaking_split_is_a_warning(root: Path) -> None:
-    cfg = settings(root, data=DataConfig(root=root, protocol="random"))
-    benchmark = data.load(cfg.data)
+    benchmark = data.load(DataConfig(root=root, protocol="random", held_out=0.5))
     assert benchmark.split is not None
-    found = list(doctor.split(benchmark))
+    assert benchmark.split.leaks("test")
+    sizes, *found = doctor.split(benchmark)
     assert said(found, "error") == []
     warnings = [finding for finding in found if "share their source video with train" in finding.text]
     parts = {name for name in ("val", "test") if benchmark.split.leaks(name)}
     assert {finding.text.split("of the ")[1].split()[0] for finding in warnings} == parts != set()
     assert all("data.protocol=grouped" in finding.advice for finding in warnings)
-    assert "LEAKS" in found[0].text
+    assert {finding.level for finding in warnings} == {"warning"}
+    assert "LEAKS" in sizes.text
 
 
 def test_classes_that_a_part_lacks(root: Path) -> None:
@@ -210,7 +214,7 @@ def test_a_model_that_does_not_fit(root: Path, weights: Path, model: dict[str, s
     cfg = settings(root, model=ModelConfig(**named))
     found = list(doctor.model(data.load(cfg.data), cfg))
     (error,) = said(found, "error")
-    assert pytest.importorskip("re").search(text, error), error
+    assert re.search(text, error), error
 
 
 def test_the_official_weights_of_another_variant_are_refused(root: Path, tmp_path: Path) -> None:

@@ -36,14 +36,12 @@ class Table(nn.Module):
         return self.logits[clips.flatten(1)[:, 0].long()]
 
 
-def batches(rows: list[list[int]], shape: tuple[int, ...] = (1, 1, 1, 1)) -> list[dict[str, Any]]:
+def batches(rows: list[list[int]]) -> list[dict[str, Any]]:
+    """Clips of one pixel, which is their number and tells their label."""
+    numbers = [torch.tensor(row) for row in rows]
     return [
-        {
-            "id": [f"c{i}" for i in row],
-            "label": torch.tensor(row) % 3,
-            "video": torch.tensor(row).float().view(-1, *shape),
-        }
-        for row in rows
+        {"id": [f"c{i}" for i in row.tolist()], "label": row % 3, "video": row.float().view(-1, 1, 1, 1, 1)}
+        for row in numbers
     ]
 
 
@@ -87,12 +85,17 @@ def test_views_and_crops_of_real_clips_are_the_mean_of_each_alone(tiny: Path, tm
     many = benchmark.dataset("test", cfg.clip, views=2)
     raw = torch.stack([many.sample(i, None)["video"] for i in range(2)])
     clips = data.transform(cfg, benchmark, crops=3)({"video": raw}, [None, None])["video"]
-    assert clips.shape == (2, 6, 3, 8, 40, 40)
+    assert clips.shape == (2, 2, 3, 3, 8, 40, 40)
+    assert not torch.equal(clips[:, 0, 0], clips[:, 1, 0])
+    assert not torch.equal(clips[:, 0, 0], clips[:, 0, 2])
     with torch.no_grad():
-        expected = torch.stack([net(clips[:, i]).softmax(1) for i in range(6)]).mean(0)
+        expected = torch.stack([net(clips[:, i, j]).softmax(1) for i in range(2) for j in range(3)]).mean(0)
         torch.testing.assert_close(score(net, clips).exp(), expected, atol=1e-6, rtol=1e-5)
-    assert not torch.equal(clips[:, 0], clips[:, 2])
-    assert not torch.equal(clips[:, 0], clips[:, 3])
+    save_weights(net, tmp_path / "net.safetensors", weights.about(cfg, CLASSES))
+    eval.main(settings(tiny, tmp_path, *views, f"ckpt={tmp_path / 'net.safetensors'}"))
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        shares = [{row["class_1"]: row["share_1"], row["class_2"]: row["share_2"]} for row in csv.DictReader(file)]
+    assert [float(row["Fast"]) for row in shares[:2]] == pytest.approx(expected[:, 0].tolist(), abs=2e-6)
 
 
 def test_a_wish_to_stop_ends_it_without_numbers() -> None:
