@@ -1,4 +1,4 @@
-"""Seeds, threads and the parity table: the same for every test."""
+"""Seeds, threads, the parity table and the pool of processes: the same for every test."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.dist.pool import Pool, Team, free_port
 from tests.support import SHARED, Parity, Row, table
 
 _rows: list[Row] = []
@@ -38,6 +39,30 @@ def clips() -> Path:
     if not path.is_dir():
         pytest.skip("needs the real video clips, which are not ours to publish (../shared/data/clips is absent)")
     return path
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Gloo processes for the whole session."""
+    try:
+        free_port()
+    except OSError as error:
+        pytest.skip(f"needs local sockets between processes, which this machine forbids ({error})")
+    pool = Pool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def two(pool: Pool) -> Team:
+    """`two(function, *args)` runs it in two processes and returns both results."""
+    return Team(pool, 2)
+
+
+@pytest.fixture(scope="session")
+def three(pool: Pool) -> Team:
+    """As `two`, with three."""
+    return Team(pool, 3)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

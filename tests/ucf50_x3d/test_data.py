@@ -452,10 +452,12 @@ def test_every_view_has_its_crops() -> None:
 def test_views_and_crops_are_scored_as_the_mean_of_their_shares() -> None:
     """The published protocol has 10 views of 3 crops; whatever stands between clip and batch is a view."""
 
-    def model(clips: torch.Tensor) -> torch.Tensor:
-        assert clips.shape[1:] == (3, 2, 4, 4)
-        return clips.flatten(1)[:, :5] * 3
+    class Model(torch.nn.Module):
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            assert clips.shape[1:] == (3, 2, 4, 4)
+            return clips.flatten(1)[:, :5] * 3
 
+    model = Model()
     views = torch.randn(2, 4, 3, 3, 2, 4, 4)
     shares = torch.stack([model(views[:, v, c]).softmax(-1) for v in range(4) for c in range(3)]).mean(0)
     for form in (views, views.flatten(1, 2)):

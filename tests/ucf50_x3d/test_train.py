@@ -176,7 +176,7 @@ def test_validation_only_in_some_epochs_and_after_the_last(tiny: Path, tmp_path:
     assert [step for step, _ in shown["Loss/Valid_Epoch"]] == [2, 3]
 
 
-# ---------------------------------------------------------------------------------------------- stopped, killed, resumed
+# --------------------------------------------------------------------------------------------- stopped, killed, resumed
 
 
 def result(out: Path) -> tuple[Any, ...]:
