@@ -3,11 +3,11 @@
 python -m bench.video [--clips DIR] [--rounds 15] [--threads 1] [--memory 20000]
 
 Every reader has to give the same frames before it is timed. Rounds are interleaved in one process in shuffled order, so
-that the machine's moods hit all alike. The table shows medians as ratios to core.video (above 1: slower than it): of
-wall time, then of processor time (on a busy machine, or with a reader that starts threads unasked, only that one
-tells), and the best wall time in ms. One decoder thread each, as in a loader's worker. Videos are made of noise;
---clips takes real ones (DIR holds UCF50 clips: <Class>/*.avi) and makes the h264 files from them. --memory N reads N
-windows and prints how the process grows.
+that the machine's moods hit all alike. The table shows the median of each round's ratio to core.video (above 1: slower
+than it) in wall time, then in processor time (on a busy machine, or with a reader that starts threads unasked, only
+that one tells), and the best wall time in ms. One decoder thread each, as in a loader's worker. Videos are made of
+noise; --clips takes real ones (DIR holds UCF50 clips: <Class>/*.avi) and makes the h264 files from them. --memory N
+reads N windows and prints how the process grows.
 """
 
 from __future__ import annotations
@@ -261,16 +261,18 @@ def measure(
 def cells(names: list[str], seconds: dict[str, list[tuple[float, float]]]) -> list[str]:
     """Wall ratio, processor ratio and best wall time of every reader."""
 
-    def median(name: str, kind: int) -> float:
-        return statistics.median(times[kind] for times in seconds[name])
+    def ratio(name: str, kind: int) -> float:
+        pairs = zip(seconds[name], seconds[Core.name], strict=True)  # of one round: the same frames, the same mood
+        return statistics.median(other[kind] / ours[kind] for other, ours in pairs)
 
     shown = []
     for name in names:
         if name not in seconds:
             shown.append("-")
             continue
-        wall, processor = (median(name, kind) / median(Core.name, kind) for kind in (0, 1))
-        shown.append(f"{wall:.2f} {processor:.2f} ({min(times[0] for times in seconds[name]) * 1e3:.1f})")
+        shown.append(
+            f"{ratio(name, 0):.2f} {ratio(name, 1):.2f} ({min(times[0] for times in seconds[name]) * 1e3:.1f})"
+        )
     return shown
 
 

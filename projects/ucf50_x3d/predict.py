@@ -108,7 +108,7 @@ def predict(net: nn.Module, classes: Sequence[str], path: Path, cfg: Config, job
     shares = np.concatenate(parts)
     starts_s = [windows.starts_s[number] for number in numbers]
     shares = shares.astype(float).round(6)
-    best = top(shares.mean(0), classes, cfg.eval.topk)
+    best = top(shares.mean(0).round(6), classes, cfg.eval.topk)
     return {
         "video": str(path),
         "duration_s": windows.info.duration_s,

@@ -47,7 +47,14 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
     if loader is None:
         raise ValueError(f"there is nothing to train on: {benchmark.describe()}; check the data section")
 
-    step = TrainStep(learner, cfg.optim, batches_per_epoch=len(loader), precision=cfg.precision, compile=cfg.compile)
+    step = TrainStep(
+        learner,
+        cfg.optim,
+        batches_per_epoch=len(loader),
+        precision=cfg.precision,
+        compile=cfg.compile,
+        channels_last=job.device.type == "cuda",
+    )
     saved = Checkpoints(job.out, best="val/accuracy", keep=cfg.run.keep, about=weights.about(cfg, benchmark.classes))
     epoch_loss, speed = Meter(), Throughput()
     state = {"model": net, "step": step, "loader": loader, "epoch_loss": epoch_loss}

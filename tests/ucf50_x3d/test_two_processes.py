@@ -19,9 +19,13 @@ pytestmark = pytest.mark.dist
 
 
 def command(which: str, args: list[str]) -> dict[str, float]:
-    """A command of the project in this process of a pool, which a run must not leave."""
+    """A command of the project in this process of a pool, which a run must not leave; without pages and tables."""
     main = {"train": train.main, "eval": eval.main}[which]
-    with mock.patch.object(dist, "shutdown"):
+    with (
+        mock.patch.object(dist, "shutdown"),
+        mock.patch.object(eval.report, "write"),
+        mock.patch.object(train.summary, "describe", return_value=""),
+    ):
         return main(args)
 
 
@@ -35,10 +39,10 @@ def test_two_processes_train_as_one(two: Team, tiny: Path, tmp_path: Path, cache
     torch.save(nano().state_dict(), start)
     more = ["model.dropout=0", f"model.init={start}", "optim.lr=0.02", f"features.cache={cache}"]
     more += ["model.trainable=conv|proj"] if cache == "none" else []
-    args = {
-        size: settings(tiny, tmp_path / f"{size}", *more, f"loader.batch_size={4 // size}", f"features.folder={tmp_path}/{size}/f")
-        for size in (1, 2)
-    }  # fmt: skip
+    args = {}
+    for size in (1, 2):
+        own = (f"loader.batch_size={4 // size}", f"features.folder={tmp_path / f'features{size}'}")
+        args[size] = settings(tiny, tmp_path / f"{size}", *more, *own)
     alone = command("train", args[1])
     both = two(command, "train", args[2])
     assert both[0].keys() == both[1].keys() == alone.keys()
@@ -46,14 +50,14 @@ def test_two_processes_train_as_one(two: Team, tiny: Path, tmp_path: Path, cache
     tensors, other = (read_weights(tmp_path / f"{size}/checkpoints/last.safetensors")[0] for size in (1, 2))
     fresh = nano().state_dict()
     moved = {name for name in tensors if not torch.equal(tensors[name], fresh[name])}
-    assert moved == ({name for name in fresh if "conv" in name or "proj" in name} if cache == "none" else
-                     {"blocks.5.proj.weight", "blocks.5.proj.bias"})  # fmt: skip
+    learns = ("conv", "proj") if cache == "none" else ("blocks.5.proj",)
+    assert moved == {name for name in fresh if any(word in name for word in learns)}
     for name, value in tensors.items():
         torch.testing.assert_close(other[name], value, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
     for ours, theirs in zip(rows(tmp_path / "2"), rows(tmp_path / "1"), strict=True):
         assert ours.keys() == theirs.keys()
-        ours.pop("Loss/Train_Batch", None), theirs.pop("Loss/Train_Batch", None)  # each process has its own batch
-        assert ours == pytest.approx(theirs, abs=1e-5)
+        shown = ours.keys() - {"Loss/Train_Batch"}  # that is the main process's share
+        assert {key: ours[key] for key in shown} == pytest.approx({key: theirs[key] for key in shown}, abs=1e-5)
     for result in both:
         for name in ("accuracy", "loss", "f1_macro_all_labels", "clips_scored"):
             assert result[f"test/{name}"] == pytest.approx(alone[f"test/{name}"], abs=1e-5)
@@ -74,7 +78,6 @@ def test_an_evaluation_is_the_same_at_one_two_and_three_processes(
             numbers.append({name: value for name, value in result.items() if not name.endswith(clock)})
         files.append((out / "predictions.csv").read_text())
         assert simplejson.loads((out / "results.json").read_text())["train/clips_scored"] == 8
-        assert (out / "report.html").exists()
     assert len(numbers) == 6
     assert all(found == numbers[0] for found in numbers)
     assert files[1] == files[0]
