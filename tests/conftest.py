@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tests.dist.pool import Pool, Team, free_port
 from tests.support import SHARED, Parity, Row, table
+
+# A busy machine is no failure; the examples are the same in every run.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("suite")
 
 _rows: list[Row] = []
 
