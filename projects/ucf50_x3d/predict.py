@@ -20,10 +20,12 @@ from core import clips, config, run, video
 from core.checkpoint import write_atomic
 from core.data import Loader
 from core.run import Run
+from core.step import autocast
 from core.transforms import OnKey
 from projects.ucf50_x3d import data, report, weights
 from projects.ucf50_x3d.config import ClipConfig, Config, PredictConfig
 from projects.ucf50_x3d.eval import score
+from projects.ucf50_x3d.model import fuse
 from projects.ucf50_x3d.splits import VIDEO_SUFFIXES
 
 WHOLE_WINDOW_S = 4.0  # about the length of a UCF50 clip, for models that were shown whole clips
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     cfg = config.parse(Config, argv)
     with run.start(cfg, cfg.run, visit=True) as job:
         net, classes = weights.load(cfg, job)
+        net = fuse(net)  # the same answers, sooner
         answers = []
         for path in job.log.progress(find(cfg.predict.input), "predict"):
             try:
@@ -102,7 +105,8 @@ def predict(net: nn.Module, classes: Sequence[str], path: Path, cfg: Config, job
     parts: list[np.ndarray] = []
     for batch in loader:
         numbers += map(int, batch["id"])
-        parts.append(score(net, batch["video"]).exp().cpu().numpy())
+        with autocast(cfg.precision, job.device):
+            parts.append(score(net, batch["video"]).exp().cpu().numpy())
     if not parts:
         raise video.VideoError(path, loader.bad[str(path)])
     shares = np.concatenate(parts)

@@ -16,6 +16,7 @@ from projects.ucf50_x3d.config import Config
 from projects.ucf50_x3d.data import Benchmark
 
 SHOWN_MISTAKES = 24
+PLAYERS_MB = 60.0  # for the videos inside one page; larger ones are linked
 
 
 def write(
@@ -102,7 +103,8 @@ def write_predictions(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
         best = [Segment(w["start_s"], w["end_s"], w["top"][0]["class"], w["top"][0]["share"]) for w in windows]
         middles = [(w["start_s"] + w["end_s"]) / 2 for w in windows]
         tracks = (SegmentTrack("answer", merged(best)), CurveTrack("share", middles, answer["curves"]))
-        page.timeline(Path(answer["video"]).name, tracks, answer["duration_s"], answer["video"])
+        limit_mb = PLAYERS_MB / len(answers)
+        page.timeline(Path(answer["video"]).name, tracks, answer["duration_s"], answer["video"], limit_mb=limit_mb)
         page.table("", [{"class": entry["class"], "share": entry["share"]} for entry in answer["top"]], bars=("share",))
     page.save(path)
 
