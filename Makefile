@@ -152,7 +152,7 @@ test-all: project-if-given $(READY) ## trust: everything this machine can run
 	$(PYTEST) -n $(WORKERS) $(TESTS) $(ARGS)
 
 golden: project-if-given $(READY) ## trust: parity with the official code, as a table
-	$(PYTEST) -n $(WORKERS) -m golden $(sort tests/core $(TESTS)) $(ARGS)
+	$(PYTEST) -n $(WORKERS) -m golden $(if $(PROJECT),tests/core) $(TESTS) $(ARGS)
 
 check: $(READY) ## trust: ruff, mypy (strict on core), import contracts
 	$(BIN)ruff check .
