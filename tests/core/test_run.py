@@ -168,6 +168,7 @@ def test_a_signal_is_a_wish_and_the_old_handler_hears_of_it_afterwards(tmp_path:
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     cfg = make(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
 
     def interrupted_twice() -> None:
         with run.start(cfg, cfg.run) as job:
@@ -177,7 +178,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted_twice()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert "interrupted" in (tmp_path / "run.log").read_text()
 
 
