@@ -16,8 +16,6 @@ from tests.support import SHARED, Parity, Row, table
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
 
-_rows: list[Row] = []
-
 
 @pytest.fixture(autouse=True)
 def _quiet_and_repeatable() -> None:
@@ -32,7 +30,6 @@ def parity(request: pytest.FixtureRequest) -> Iterator[Parity]:
     name = request.node.name.split("[")[-1].rstrip("]")
     report = Parity(name)
     yield report
-    _rows.extend(report.rows)
     request.node.user_properties.append(("parity", [vars(row) for row in report.rows]))
     report.finish()
 
@@ -72,9 +69,11 @@ def three(pool: Pool) -> Team:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the parity table when golden tests were asked for (`make golden`)."""
-    reports = [report for kind in ("passed", "failed", "error") for report in terminalreporter.stats.get(kind, [])]
-    found = {report.nodeid: dict(getattr(report, "user_properties", ())).get("parity") or [] for report in reports}
-    rows = [Row(**row) for value in found.values() for row in value] or _rows
+    # The rows travel with the report of the teardown, which counts as neither passed nor failed.
+    reports = [report for group in terminalreporter.stats.values() for report in group if hasattr(report, "nodeid")]
+    given = ((report.nodeid, dict(getattr(report, "user_properties", ())).get("parity")) for report in reports)
+    tests = {name: rows for name, rows in given if rows}
+    rows = [Row(**row) for name in sorted(tests) for row in tests[name]]
     if rows and terminalreporter.config.getoption("markexpr") == "golden":
         terminalreporter.section("parity with the official code")
         terminalreporter.write_line(table(rows))
