@@ -1,4 +1,4 @@
-"""The whole project in about a minute on two CPU cores, on clips made on the spot.
+"""The whole project in a minute or two on two CPU cores, on clips made on the spot.
 
     python -m projects.ucf50_x3d.demo [--data-only] [KEY=VALUE ...]
 
