@@ -4,6 +4,7 @@
 PROJECT =
 CONFIG  = demo
 STAGE   =
+TOOL    =
 GPUS    = 1
 NODES   = 1
 CKPT    =
@@ -46,6 +47,8 @@ $(BENCH): $(READY)
 PROJECTS := $(sort $(patsubst projects/%/train.py,%,$(wildcard projects/*/train.py)))
 CONFIGS   = $(sort $(patsubst projects/$(PROJECT)/configs/%.yaml,%,$(wildcard projects/$(PROJECT)/configs/*.yaml)))
 STAGES    = $(sort $(patsubst projects/$(PROJECT)/train_%.py,%,$(wildcard projects/$(PROJECT)/train_*.py)))
+TOOLS     = $(filter-out __init__,$(sort $(patsubst projects/$(PROJECT)/%.py,%,$(shell \
+	grep -l '__name__ == "__main__"' projects/$(PROJECT)/*.py 2>/dev/null))))
 YAML      = $(if $(filter %.yaml,$(CONFIG)),$(CONFIG),projects/$(PROJECT)/configs/$(CONFIG).yaml)
 TESTS     = $(if $(PROJECT),tests/$(PROJECT),tests)
 
@@ -64,7 +67,7 @@ RUN     = $(if $(filter-out 0 1,$(NODES)),$(PY) -m core.slurm nodes=$(NODES) gpu
 	$(if $(filter-out 0 1,$(GPUS)),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m)
 PYTEST  = OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help setup train eval predict convert doctor demo transcode slurm config summary tensorboard bench test test-dist \
+.PHONY: help setup train eval predict convert doctor demo tool transcode slurm config summary tensorboard bench test test-dist \
 	test-gpu test-all golden check format clean lock project project-if-given projects config-file stage demo-data
 
 project:
@@ -107,6 +110,10 @@ doctor: config-file $(READY) demo-data ## work: check machine, data, geometry an
 demo: project-if-given $(READY) ## work: data, training, evaluation and prediction in a minute (PROJECT, or all)
 	@set -e; for name in $(or $(PROJECT),$(PROJECTS)); do $(PY) -m projects.$$name.demo $(ARGS); done
 
+tool: project $(READY) ## work: any other command of PROJECT by its name: TOOL=NAME ARGS="..." (--help explains it)
+	@:$(call known,TOOL,$(TOOL),$(TOOLS))
+	$(PY) -m projects.$(PROJECT).$(TOOL) $(ARGS)
+
 transcode: $(READY) ## work: scale the videos of FROM once into TO, resumable; ARGS="short_side=256 workers=8"
 	$(PY) -m core.video transcode $(call quote,$(FROM)) $(call quote,$(TO)) $(ARGS)
 
@@ -122,7 +129,7 @@ help: ## look: this list
 	group[part[1]] = group[part[1]] sprintf("  %-12s %s\n", $$1, text) } \
 	END { for (i = 1; i <= 3; i++) printf "%s%s\n%s", (i > 1 ? "\n" : ""), order[i], group[order[i]] }' Makefile
 	@printf '\n%s\n  %s\n' 'variables' \
-	'PROJECT  CONFIG=demo  STAGE=  GPUS=1  NODES=1  CKPT=  OUT=  ARGS="key=value ..."  PYTHON=python3  VENV=.venv'
+	'PROJECT  CONFIG=demo  STAGE=  TOOL=  GPUS=1  NODES=1  CKPT=  OUT=  ARGS="key=value ..."  PYTHON=python3  VENV=.venv'
 	@printf '\n%s\n  %s\n' 'projects' '$(or $(PROJECTS),none yet)'
 
 config: config-file stage $(READY) ## look: print the resolved configuration

@@ -8,8 +8,9 @@ tools=.venv-lock
 
 for python in 3.11 3.12; do
     file="requirements/py${python/./}.txt"
-    "$tools/bin/uv" pip compile pyproject.toml --extra dev --extra slurm --extra download --universal --upgrade \
-        --python-version "$python" --no-emit-index-url --no-header --no-annotate --quiet --output-file "$file"
+    "$tools/bin/uv" pip compile pyproject.toml --universal --upgrade --python-version "$python" \
+        --extra dev --extra slurm --extra download --extra actionformer --extra sgear --extra lego \
+        --no-emit-index-url --no-header --no-annotate --quiet --output-file "$file"
 done
 # The file of 3.11 also answers for later Pythons; those have a file of their own.
 sed -i.old -e "/ ; python_full_version >= '3.12'/d" -e "s/ ; python_full_version < '3.12'\$//" \
