@@ -16,6 +16,7 @@ from core.metrics.classification import (
     top_k,
 )
 from core.metrics.collect import Collector
+from core.metrics.image import frechet_distance, psnr
 
 __all__ = [
     "Averages",
@@ -25,7 +26,9 @@ __all__ = [
     "average_precision",
     "class_mean_recall",
     "confusion",
+    "frechet_distance",
     "multilabel_ap",
     "precision_recall_f1",
+    "psnr",
     "top_k",
 ]

@@ -32,7 +32,7 @@ PUBLIC = {
     "log": "Log Meter Throughput",
     "summary": "describe",
     "nn": "Attention DropPath Mlp Rope SwiGLU attend resize_positions",
-    "metrics": "Collector class_mean_recall confusion multilabel_ap top_k",
+    "metrics": "Collector class_mean_recall confusion frechet_distance multilabel_ap psnr top_k",
     "report": "Page",
     "demo": "features image_pair sentence video",
 }
