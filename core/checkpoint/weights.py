@@ -6,10 +6,11 @@ import difflib
 import json
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def save_weights(
 
 
 def read_weights(
-    path: str | Path, key: str | None = None, *, allow: Sequence[Any] = ()
+    path: str | Path, key: str | None = None, *, allow: Sequence[Any] | Literal["inert"] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors or torch file by name, on the CPU, and what the file says beside them.
 
@@ -92,7 +93,9 @@ def read_weights(
     metadata or plain numbers and texts, `key`, and under `others` the other places that hold weights.
 
     Code in a foreign pickle never runs: only tensors, plain containers and the classes in `allow` are made. An entry of
-    `allow` is a class, or (class, "module.Name") to put a harmless class in the place of another.
+    `allow` is a class, or (class, "module.Name") to put a harmless class in the place of another. allow="inert" is for
+    files that carry a framework's objects beside the weights: each of them becomes a plain dict, whatever its class
+    would have done (arrays of numpy are read).
 
     Raises:
         ValueError: naming the file and the way out, when it needs other classes, is damaged or holds no weights.
@@ -105,7 +108,7 @@ def read_weights(
     if head[8:9] == b"{" and not head.startswith(b"PK"):
         tensors, about = _read_safetensors(path)
     else:
-        tensors, about = _find(_read_torch(path, allow), key, path)
+        tensors, about = _find(_read_inert(path) if allow == "inert" else _read_torch(path, allow), key, path)
     for prefix in ("module.", "_orig_mod.", "module."):
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -120,7 +123,7 @@ def load_weights(
     drop: Iterable[str] = (),
     allow_missing: Iterable[str] = (),
     key: str | None = None,
-    allow: Sequence[Any] = (),
+    allow: Sequence[Any] | Literal["inert"] = (),
 ) -> LoadReport:
     """Put weights from a file, an address or a state-dict into `model`, every tensor accounted for.
 
@@ -228,6 +231,29 @@ def _read_torch(path: Path, allow: Sequence[Any]) -> Any:
         raise ValueError(
             f"{path}: {what} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error
+
+
+def _read_inert(path: Path) -> Any:
+    """The file with a plain dict in the place of every object whose class nobody knows; no class is ever imported."""
+    known: list[Any] = [*NUMPY]
+    while True:
+        try:
+            with torch.serialization.safe_globals(known):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            given = {entry[1].removeprefix("builtins.") for entry in known if isinstance(entry, tuple)}
+            strangers = {name.removeprefix("builtins.") for name in _classes(path, str(error))} - given
+            if not strangers:
+                return _read_torch(path, known)  # refused for another reason: with the usual words
+            # The reader's message leaves the package name of built-in ones out.
+            known += [(_inert(name), name if "." in name else f"builtins.{name}") for name in strangers]
+        except Exception:
+            return _read_torch(path, known)
+
+
+def _inert(name: str) -> type:
+    """A class that stands for `name` and makes ordered dicts, the only objects that the reader lets fill themselves."""
+    return type(name.rpartition(".")[2], (), {"__new__": lambda cls, *args, **kwargs: OrderedDict(), "__doc__": name})
 
 
 def _classes(path: Path, message: str) -> list[str]:

@@ -459,6 +459,52 @@ def test_a_harmless_class_can_stand_in_for_a_missing_one(tmp_path: Path) -> None
     assert torch.equal(read_weights(path, allow=[(complex, "some_package.Version")])[0]["w"], torch.ones(1))
 
 
+class Settings(dict):
+    """What a training framework may leave in its checkpoints: a dictionary with attributes of its own."""
+
+
+class Callback:
+    """Another of its objects."""
+
+    def __init__(self) -> None:
+        self.monitor, self.scores = "val_loss", [1, 2]
+
+    def __reduce__(self) -> tuple:
+        return (eval, ("print('never')",), {"monitor": self.monitor})
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_objects_of_a_framework_become_plain_dicts_that_run_nothing(tmp_path: Path, form: str, capsys) -> None:
+    settings = Settings(lr=0.1, model=Settings(name="x"))
+    settings.frozen = True
+    tree = {
+        "state_dict": {"w": torch.ones(2)},
+        "hyper_parameters": {"cfg": settings},
+        "callbacks": {Callback: {"best": np.float64(1.5)}, "last": Callback()},
+        "path": Path("runs/x"),
+    }
+    path = tmp_path / "lightning.ckpt"
+    torch.save(tree, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(ValueError, match="nothing of it was loaded"):
+        read_weights(path)
+    tensors, about = read_weights(path, allow="inert")
+    assert torch.equal(tensors["w"], torch.ones(2))
+    assert about["key"] == "state_dict"
+    assert load_weights(nn.ParameterDict({"w": torch.zeros(2)}), path, allow="inert").loaded == ("w",)
+    assert capsys.readouterr().out == ""
+
+
+def test_inert_reading_still_refuses_commands(tmp_path: Path) -> None:
+    path, proof = tmp_path / "weights.pth", tmp_path / "pwned"
+    torch.save({"state_dict": {"w": torch.ones(2)}, "cfg": Evil(proof)}, path)
+    with pytest.raises(ValueError, match=r"weights\.pth: "):
+        read_weights(path, allow="inert")
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"weights\.pth: this pickle is not of the plain kind"):
+        read_weights(path, allow="inert")
+    assert not proof.exists()
+
+
 LAYOUTS = {
     "": {"a.w": torch.ones(2), "b": torch.zeros(1)},
     "model_state": {"model_state": {"w": torch.ones(2)}, "epoch": 3, "cfg": "text"},
