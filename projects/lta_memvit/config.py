@@ -1,0 +1,146 @@
+"""Every number somebody may tune; the defaults are those of the Ego4D long-term anticipation baseline, repaired."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from core import optim
+from core.config import Section
+from core.data import LoaderConfig
+from core.run import RunConfig
+
+Task = Literal["recognition", "forecasting"]
+Backbone = Literal[
+    "slowfast_r101", "slowfast_r50", "slowfast_nano", "mvit_b", "mvit_nano", "memvit_16", "memvit_24", "memvit_nano"
+]
+
+
+class DataConfig(Section):
+    """Where the annotations and clips are, and how many actions are seen and forecast."""
+
+    inputs: int = Field(2, ge=1, description="observed segments of a window (N)")
+    future: int = Field(20, ge=1, description="actions to forecast (Z)")
+
+
+class ClipConfig(Section):
+    """Which frames of a segment are taken and what becomes of their pixels."""
+
+    frames: int = Field(16, ge=1, description="frames of one input clip")
+    crop: int = Field(224, ge=1, description="height and width the model sees")
+
+
+class FeaturesConfig(Section):
+    """Train the heads on features of the frozen backbone, computed once."""
+
+
+class ModelConfig(Section):
+    """The network and which part of it learns."""
+
+    backbone: Backbone = Field("memvit_16", description="network that encodes one segment")
+    aggregator: Literal["concat", "mean", "transformer", "repeat"] = Field(
+        "concat",
+        description="what joins the features of the inputs; repeat: no forecaster, the recognized action of the first "
+        "input at every position",
+    )
+    width: int = Field(0, ge=0, description="size of a segment's feature; 0: 2048 for SlowFast, 768 for MViT")
+    layers: int = Field(6, ge=1, description="layers of the transformer aggregator")
+    heads: int = Field(8, ge=1, description="attention heads of the transformer aggregator")
+    dropout: float = Field(0.5, ge=0, lt=1, description="before the last linear layers")
+    drop_path: float = Field(0.2, ge=0, lt=1, description="MViT: chance that its last block is skipped; 0 at the first")
+    softmax_head: bool = Field(
+        False, description="MViT recognition: train on probabilities instead of logits, as the original by mistake"
+    )
+    causal: bool = Field(False, description="MeMViT: no token sees a later one of its own clip")
+    widen: Literal["attention", "mlp"] = Field(
+        "attention",
+        description="MeMViT: where blocks get wider; attention fits the published weights, mlp is the LTA fork",
+    )
+    init: str = Field("", description="weights to start from: a file or an address, any layout that convert reads")
+    init_head: bool = Field(False, description="take the last layers from `init` too")
+    freeze: bool = Field(False, description="forecasting: only the backbone's last layer and what follows it learn")
+    frozen: Literal["eval", "reference"] = Field(
+        "eval", description="reference: a frozen backbone keeps dropping paths and moving its batch statistics"
+    )
+    precise_bn: int = Field(
+        0, ge=0, description="batches over which batch statistics are measured anew after every epoch; 0: never"
+    )
+    recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+
+
+class MemoryConfig(Section):
+    """What MeMViT remembers of a clip's earlier segments."""
+
+    mode: Literal["clip", "reference", "off"] = Field(
+        "clip",
+        description="clip: one stream for each clip, masked, independent of the batch; reference: the original's cache "
+        "of batches; off: none",
+    )
+    sampler: str = Field(
+        "gap2", pattern=r"^(all|gap[1-9])$", description="which cached segments are attended: all, or every n-th"
+    )
+    length: int = Field(3, ge=2, description="segments attended at most, the present one included")
+    key: Literal["clip", "sample"] = Field(
+        "clip", description="with reference, what tells videos apart; sample: the LTA fork's wiring"
+    )
+    order: Literal["runs", "reference"] = Field(
+        "runs", description="training order; runs visit every segment; reference may repeat some and miss others"
+    )
+    learn_compression: bool = Field(
+        True, description="with clip: compress what is attended in the present step, so that compression learns"
+    )
+
+
+class LossConfig(Section):
+    """What is minimized."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+
+
+class OptimConfig(optim.OptimConfig):
+    """How a model is optimized; the schedule may warm up over a number of steps, as all official runs do."""
+
+    warmup_steps: int = Field(
+        0, ge=0, description="optimizer steps of warm-up from 0, in place of warmup; may exceed the run"
+    )
+    decay: Literal["reference", "matrices"] = Field(
+        "reference", description="what weight_decay applies to: all but batch norms, or what has two dimensions"
+    )
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup and self.warmup_steps:
+            raise ValueError("warmup (epochs) and warmup_steps exclude each other; set one of them")
+        if self.warmup_steps and self.schedule not in ("constant", "cosine", "linear"):
+            raise ValueError(f"warmup_steps goes with constant, cosine or linear, not with schedule={self.schedule}")
+        return self
+
+
+class EvalConfig(Section):
+    """How a model is tested."""
+
+
+class PredictConfig(Section):
+    """How a video of any length is answered."""
+
+
+class Config(Section):
+    """Long-term action anticipation on Ego4D."""
+
+    task: Task = Field("forecasting", description="recognition of one segment, or forecasting of the next actions")
+    run: RunConfig = RunConfig(out=Path("runs/lta_memvit/run"))
+    data: DataConfig = DataConfig()
+    clip: ClipConfig = ClipConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    loader: LoaderConfig = LoaderConfig(batch_size=8, workers=8)
+    model: ModelConfig = ModelConfig()
+    memory: MemoryConfig = MemoryConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig(
+        name="adam", lr=3e-4, weight_decay=1e-4, epochs=45, schedule="cosine", warmup_steps=1000
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it")
+    compile: bool = Field(False, description="torch.compile the network")
+    eval: EvalConfig = EvalConfig()
+    predict: PredictConfig = PredictConfig()
+    ckpt: str = Field("", description="weights to evaluate or predict with; empty: the best of run.out")
