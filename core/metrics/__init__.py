@@ -17,18 +17,23 @@ from core.metrics.classification import (
 )
 from core.metrics.collect import Collector
 from core.metrics.image import frechet_distance, psnr
+from core.metrics.sequence import aued, edit_distance, edit_distance_at, prefix_distances
 
 __all__ = [
     "Averages",
     "Collector",
     "Scores",
     "accuracy",
+    "aued",
     "average_precision",
     "class_mean_recall",
     "confusion",
+    "edit_distance",
+    "edit_distance_at",
     "frechet_distance",
     "multilabel_ap",
     "precision_recall_f1",
+    "prefix_distances",
     "psnr",
     "top_k",
 ]

@@ -32,7 +32,10 @@ PUBLIC = {
     "log": "Log Meter Throughput",
     "summary": "describe",
     "nn": "Attention DropPath Mlp Rope SwiGLU attend resize_positions",
-    "metrics": "Collector class_mean_recall confusion frechet_distance multilabel_ap psnr top_k",
+    "metrics": (
+        "Collector aued class_mean_recall confusion edit_distance edit_distance_at frechet_distance multilabel_ap "
+        "prefix_distances psnr top_k"
+    ),
     "report": "Page",
     "demo": "features image_pair sentence video",
 }
