@@ -237,18 +237,18 @@ def _read_inert(path: Path) -> Any:
     """The file with a plain dict in the place of every object whose class nobody knows; no class is ever imported."""
     known: list[Any] = [*NUMPY]
     while True:
-        try:
-            with torch.serialization.safe_globals(known):
+        with torch.serialization.safe_globals(known):
+            try:
                 return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            given = {entry[1].removeprefix("builtins.") for entry in known if isinstance(entry, tuple)}
-            strangers = {name.removeprefix("builtins.") for name in _classes(path, str(error))} - given
-            if not strangers:
-                return _read_torch(path, known)  # refused for another reason: with the usual words
-            # The reader's message leaves the package name of built-in ones out.
-            known += [(_inert(name), name if "." in name else f"builtins.{name}") for name in strangers]
-        except Exception:
-            return _read_torch(path, known)
+            except pickle.UnpicklingError as error:
+                # The reader's message leaves the package name of built-in ones out.
+                names = {name if "." in name else f"builtins.{name}" for name in _classes(path, str(error))}
+            except Exception:
+                names = set()
+        names -= {entry[1] for entry in known if isinstance(entry, tuple)}
+        if not names:
+            return _read_torch(path, known)  # refused or damaged: with the usual words
+        known += [(_inert(name), name) for name in names]
 
 
 def _inert(name: str) -> type:
