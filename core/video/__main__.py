@@ -6,7 +6,8 @@ python -m core.video probe FILE...
 python -m core.video check FOLDER [workers=1]
     Decode every video below a folder and list those that are broken or odd. Exit status 1 if any cannot be read.
 
-python -m core.video transcode SOURCE OUT_DIR short_side=256 [crf=23 preset=veryfast gop=32 workers=1 overwrite=false]
+python -m core.video transcode SOURCE OUT_DIR short_side=256
+    [crf=23 preset=veryfast gop=32 fit=round workers=1 overwrite=false]
     Write every video (SOURCE is a folder or a file) as h264 mp4 with this short side, even size, no sound, upright.
     Results that are there already are left alone: repeat the command until all is done. Exit status 1 if any failed.
 """
@@ -71,7 +72,7 @@ def _check(paths: list[str], options: dict[str, str]) -> int:
 
 def _transcode(paths: list[str], options: dict[str, str]) -> int:
     kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("short_side", "crf", "gop", "workers"), int)
-    kinds |= {"preset": str, "overwrite": _boolean}
+    kinds |= {"preset": str, "fit": str, "overwrite": _boolean}
     values = _known(options, kinds)
     if len(paths) != 2 or "short_side" not in values:
         raise ValueError("transcode needs SOURCE OUT_DIR short_side=N")

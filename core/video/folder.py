@@ -52,6 +52,7 @@ class ImageFolder(Reader):
                 seekable=True,
                 lost=len(self) - len(names),
                 promised=0,
+                tick_s=1 / self.fps if self.fps else 0.0,
             )
         return self._info
 

@@ -31,7 +31,8 @@ class VideoInfo:
     `frames` is the number of frames a reader gives, `promised` what the header says (0: nothing). `height` and `width`
     are those of the stored picture; turned `rotation` degrees counterclockwise it stands upright. `start_s` is the
     container's time of the first frame; all times of this package count from that frame. `seekable` is False where
-    frames can only be reached by decoding from the start. `lost` counts packets damaged beyond decoding.
+    frames can only be reached by decoding from the start. `lost` counts packets damaged beyond decoding. The time
+    of every frame is a whole number of ticks of `tick_s` seconds, the container's time base; 0 without times.
     """
 
     frames: int
@@ -48,6 +49,7 @@ class VideoInfo:
     seekable: bool
     lost: int
     promised: int
+    tick_s: float = 0.0
 
 
 def rational(value: Any) -> Fraction:

@@ -207,6 +207,7 @@ class Video(Reader):
                     seekable=isinstance(access, Indexed),
                     lost=access.lost(),
                     promised=source.promised,
+                    tick_s=float(base),
                 )
             return self._info
 

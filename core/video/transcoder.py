@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import av
 import numpy as np
@@ -25,6 +25,9 @@ from core.video.source import words
 
 VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
 VIDEO_SUFFIXES |= {".ogv", ".ts", ".webm", ".wmv"}
+
+
+Fit = Literal["round", "pad"]
 
 
 @dataclass(slots=True)
@@ -50,6 +53,7 @@ class Job:
     crf: int
     preset: str
     gop: int
+    fit: Fit = "round"
 
 
 def transcode(
@@ -60,6 +64,7 @@ def transcode(
     crf: int = 23,
     preset: str = "veryfast",
     gop: int = GOP,
+    fit: Fit = "round",
     workers: int = 1,
     overwrite: bool = False,
     progress: bool = True,
@@ -72,6 +77,8 @@ def transcode(
             until all is done.
         short_side: an even number; smaller sources are enlarged.
         crf, preset, gop: as in `write`.
+        fit: how the long side becomes even. round: the nearest even number; pad: the nearest number, an odd one with a
+            black column or row at its end, as ffmpeg's `scale` and `pad` filters in a row.
         workers: processes; 1 works in this one.
         overwrite: make results again that are there already.
         progress: show a bar.
@@ -81,13 +88,15 @@ def transcode(
     """
     if short_side < 2 or short_side % 2:
         raise ValueError(f"short_side={short_side}: h264 in yuv420p needs an even number, at least 2")
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit={fit} is not known; choose from {', '.join(get_args(Fit))}")
     result = Transcoded()
     jobs: list[Job] = []
     for source, target in _targets(sources, Path(out_dir)):
         if target.exists() and not overwrite:
             result.skipped.append(target)
         else:
-            jobs.append(Job(source, target, short_side, crf, preset, gop))
+            jobs.append(Job(source, target, short_side, crf, preset, gop, fit))
     with tqdm(total=len(jobs), desc="transcode", unit="video", disable=not progress) as bar:
         for job, outcome in _outcomes(jobs, workers):
             if isinstance(outcome, str):
@@ -180,16 +189,15 @@ def _convert(job: Job) -> int:
             for number, frame in enumerate(video.frames()):
                 picture = _turned(frame, rotation, reformatter)
                 if encoder is None:
-                    width, height = _size(picture.width, picture.height, job.short_side)
-                    encoder = Encoder(
-                        temporary, width, height, base, rate, job.crf, job.preset, job.gop, 1, like=picture
-                    )
+                    width, height = _size(picture.width, picture.height, job.short_side, job.fit)
+                    even = width + width % 2, height + height % 2
+                    encoder = Encoder(temporary, *even, base, rate, job.crf, job.preset, job.gop, 1, like=picture)
                 small = reformatter.reformat(
                     picture, width, height, "yuv420p", interpolation=Interpolation.BICUBIC, threads=1
                 )
                 pts = number if first is None or frame.pts is None else frame.pts - first
                 last = max(pts, last + 1)
-                encoder.add(small, last)
+                encoder.add(small if (width, height) == even else _padded(small, *even), last)
             assert encoder is not None  # a video without frames has raised in `info`
             encoder.finish()
         finally:
@@ -205,7 +213,20 @@ def _turned(frame: Any, rotation: int, reformatter: Any) -> Any:
     return av.VideoFrame.from_ndarray(upright, format="rgb24")
 
 
-def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Short side as given, long side in proportion, rounded to an even number."""
-    long = 2 * round(max(width, height) * short_side / min(width, height) / 2)
-    return (long, short_side) if width >= height else (short_side, long)
+def _size(width: int, height: int, short_side: int, fit: Fit) -> tuple[int, int]:
+    """Short side as given, long side in proportion: the nearest even number, or the nearest one, halves rounded up."""
+    short, long = min(width, height), max(width, height)
+    scaled = (long * short_side + short // 2) // short if fit == "pad" else 2 * round(long * short_side / short / 2)
+    return (scaled, short_side) if width >= height else (short_side, scaled)
+
+
+def _padded(frame: Any, width: int, height: int) -> Any:
+    """A yuv420p frame with black at its right and lower end; chroma, halved and rounded up, has its samples already."""
+    padded = av.VideoFrame(width, height, "yuv420p")
+    for given, wanted in zip(frame.planes, padded.planes, strict=True):
+        source = np.frombuffer(memoryview(given), np.uint8).reshape(-1, given.line_size)
+        target = np.frombuffer(memoryview(wanted), np.uint8).reshape(-1, wanted.line_size)
+        if (given.height, given.width) != (wanted.height, wanted.width):
+            target[:] = 16
+        target[: given.height, : given.width] = source[: given.height, : given.width]
+    return padded

@@ -255,6 +255,8 @@ def test_times_count_from_the_first_frame(made: Path) -> None:
     assert video.probe(late).start_s == pytest.approx(4)
     for name in ("transport.ts", "mpeg4_b_frames.avi", "raw.h264"):
         assert video.frame_times(made / name) == pytest.approx([n / 25 for n in range(TOTAL)], abs=1e-3)
+        ticks = [time_s / video.probe(made / name).tick_s for time_s in video.frame_times(made / name)]
+        assert ticks == pytest.approx([round(tick) for tick in ticks], abs=1e-6)
 
 
 def test_reading_by_time(made: Path) -> None:
@@ -570,6 +572,22 @@ def dataset(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "b" / "broken.mp4").write_bytes(b"x" * 100)
     (root / "b" / "notes.txt").write_text("not a video")
     return root
+
+
+def test_an_odd_long_side_gets_a_black_column_or_row(dataset: Path, tmp_path: Path) -> None:
+    """ffmpeg -vf "scale=32:32:force_original_aspect_ratio=increase,pad='iw+mod(iw,2)':'ih+mod(ih,2)'"."""
+    files = [dataset / "a/variable_rate.mp4", dataset / "b/rotated.mp4"]
+    done = video.transcode(files, tmp_path, short_side=32, crf=1, fit="pad", progress=False).done
+    wide, tall = sorted(done, key=lambda path: video.probe(path).height)
+    frames = video.read(wide, range(TOTAL))
+    assert frames.shape == (TOTAL, 32, 44, 3)  # 64 / 48 of 32 is 42.67, so 43, so 44
+    assert frames[:, :, -1].float().mean() < 30 < 60 < frames[:, :, -3].float().mean()
+    assert numbers(frames) == list(range(TOTAL))
+    frames = video.read(tall, range(TOTAL))
+    assert frames.shape == (TOTAL, 44, 32, 3)
+    assert frames[:, -1].float().mean() < 30 < 60 < frames[:, -3].float().mean()
+    with pytest.raises(ValueError, match="fit=crop is not known; choose from round, pad"):
+        video.transcode(files, tmp_path, short_side=32, fit="crop")  # type: ignore[arg-type]
 
 
 def test_transcoding_makes_small_even_upright_videos(dataset: Path, tmp_path: Path) -> None:
