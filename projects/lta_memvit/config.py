@@ -19,19 +19,59 @@ Backbone = Literal[
 class DataConfig(Section):
     """Where the annotations and clips are, and how many actions are seen and forecast."""
 
+    annotations: Path = Field(
+        Path("data/long_term_anticipation/annotations"), description="folder of the fho_lta_*.json files, v1 or v2"
+    )
+    clips: Path = Field(Path("data/long_term_anticipation/clips"), description="folder of <clip_uid>.mp4")
     inputs: int = Field(2, ge=1, description="observed segments of a window (N)")
     future: int = Field(20, ge=1, description="actions to forecast (Z)")
+    windows: Literal["all", "reference"] = Field(
+        "all", description="reference: without the last window of every clip, as the original"
+    )
 
 
 class ClipConfig(Section):
     """Which frames of a segment are taken and what becomes of their pixels."""
 
     frames: int = Field(16, ge=1, description="frames of one input clip")
+    rate: int = Field(4, ge=1, description="frames of the video from one to the next, at `fps`")
+    fps: float = Field(30.0, gt=0, description="frame rate that `rate` refers to")
     crop: int = Field(224, ge=1, description="height and width the model sees")
+    jitter: tuple[int, int] = Field((256, 320), description="range of the short side in training; its start in testing")
+    flip: float = Field(
+        0.5, ge=0, le=1, description="chance of a mirrored window; 1: as the original, by mistake; 0: hands keep sides"
+    )
+    val: Literal["center", "random"] = Field(
+        "center", description="which part of a segment validation sees; random: as the original"
+    )
+    mean: tuple[float, float, float] = Field((0.45, 0.45, 0.45), description="subtracted from pixels in [0, 1]")
+    std: tuple[float, float, float] = Field((0.225, 0.225, 0.225), description="divides them")
+
+    @property
+    def seconds(self) -> float:
+        """Length of an input clip."""
+        return self.frames * self.rate / self.fps
+
+    @model_validator(mode="after")
+    def _jitter_fits(self) -> Self:
+        if not self.crop <= self.jitter[0] <= self.jitter[1]:
+            raise ValueError(f"jitter {list(self.jitter)} must rise and start at the crop ({self.crop}) or above")
+        return self
 
 
 class FeaturesConfig(Section):
     """Train the heads on features of the frozen backbone, computed once."""
+
+    source: Literal["video", "cache", "ego4d"] = Field(
+        "video",
+        description="what a window is read from: video; cache: features of the frozen backbone, computed once; ego4d: "
+        "precomputed features of the source videos, <folder>/<video_uid>.pt",
+    )
+    folder: Path = Field(Path("runs/lta_memvit/features"), description="where features are kept between runs")
+    views: int = Field(4, ge=1, description="cache: random views of every training clip; 1: its middle, unchanged")
+    stride: int = Field(16, ge=1, description="ego4d: frames from one feature to the next")
+    span: int = Field(32, ge=1, description="ego4d: frames that one feature saw")
+    fps: float = Field(30.0, gt=0, description="ego4d: frame rate of the source videos")
 
 
 class ModelConfig(Section):
