@@ -45,6 +45,10 @@ class OptimConfig(Section):
         10.0, ge=0, description="the decay of update n is at most (1 + n) / (ema_warmup + n); 0 is no limit"
     )
 
+    ema_per: Literal["step", "batch"] = Field(
+        "step", description="batch: the average follows after every micro-batch, also where the weights stood still"
+    )
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):

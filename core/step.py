@@ -63,6 +63,7 @@ class TrainStep:
         self.steps_per_epoch = math.ceil(batches_per_epoch / cfg.accumulate)
         self.total = cfg.epochs * self.steps_per_epoch
         self.count = 0
+        self.averaged = 0  # updates of the moving average
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.precision = resolve_precision(precision, self.device)
         self._factor = factor
@@ -122,7 +123,11 @@ class TrainStep:
         last = self._micro + 1 == self._window
         self._micro = 0 if last else self._micro + 1
         self._batch = (self._batch + 1) % self.batches_per_epoch
-        return self._update() if last else None
+        norm = self._update() if last else None
+        if self.average is not None and (last or self.cfg.ema_per == "batch"):
+            self.averaged += 1
+            _follow(self.average, self.model, ema_decay(self.averaged, self.cfg))
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model: optimizer, loss scale, average, position, gradients of a step under way.
@@ -139,6 +144,7 @@ class TrainStep:
             "scaler": self.scaler.state_dict(),
             "average": None if average is None else average.get("model"),
             "count": self.count,
+            "averaged": self.averaged,
             "batch": self._batch,
             "micro": self._micro,
             "batches_per_epoch": self.batches_per_epoch,
@@ -173,6 +179,7 @@ class TrainStep:
                 _log.warning("the checkpoint has no moving average (optim.ema was 0); it starts at the current weights")
             dist.load_full_state(self.average, None, {"model": state["average"] or own})
         self.count = state["count"]
+        self.averaged = state.get("averaged", self.count)  # older checkpoints counted both as one
         self._load_position(state)
 
     @property
@@ -196,8 +203,6 @@ class TrainStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.count += 1
-        if self.average is not None:
-            _follow(self.average, self.model, ema_decay(self.count, self.cfg))
         return norm
 
     def _load_position(self, state: Mapping[str, Any]) -> None:

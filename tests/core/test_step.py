@@ -259,6 +259,23 @@ def test_the_average_by_value_with_buffers_and_counters() -> None:
     assert not torch.allclose(step.eval_model.head.weight, model.head.weight)
 
 
+def test_the_average_can_follow_after_every_micro_batch() -> None:
+    """Three micro-batches a step: weights stand still twice, the average goes on; a resumed run counts on."""
+    model = linear()
+    cfg = OptimConfig(**SGD, accumulate=3, ema=0.9, ema_per="batch")
+    step = TrainStep(model, cfg, batches_per_epoch=6)
+    expected = model.weight.detach().clone()
+    for update, x in enumerate(batches(5), start=1):
+        train(step, [x])
+        decay = ema_decay(update, cfg)
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+        torch.testing.assert_close(step.eval_model.weight, expected)
+    assert (step.count, step.averaged) == (1, 5)
+    again = TrainStep(linear(), cfg, batches_per_epoch=6)
+    again.load_state_dict(through_a_file(step.state_dict()))
+    assert again.averaged == 5
+
+
 def test_without_an_average_the_model_itself_is_evaluated() -> None:
     model = linear()
     assert TrainStep(model, OptimConfig(), batches_per_epoch=1).eval_model is model
