@@ -2,6 +2,7 @@
 
 from core.checkpoint.checkpoints import Checkpoints
 from core.checkpoint.files import fetch, write_atomic
+from core.checkpoint.pickles import StandIn, read_pickle
 from core.checkpoint.weights import NUMPY, LoadReport, Rule, load_weights, read_weights, save_weights
 
 __all__ = [
@@ -9,8 +10,10 @@ __all__ = [
     "Checkpoints",
     "LoadReport",
     "Rule",
+    "StandIn",
     "fetch",
     "load_weights",
+    "read_pickle",
     "read_weights",
     "save_weights",
     "write_atomic",
