@@ -289,6 +289,14 @@ def gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat(parts).view(tensor.dtype).reshape(-1, *tensor.shape[1:]).to(tensor.device)
 
 
+def total(tensor: Tensor) -> Tensor:
+    """The sum over processes of equally shaped tensors, on their device, without waiting for it; no gradient."""
+    summed = tensor.detach().clone()
+    if _world.size > 1:
+        dist.all_reduce(summed)
+    return summed
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """The main process runs the block, then all others do: to prepare data once, on a disk that all of them see.

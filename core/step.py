@@ -103,7 +103,7 @@ class TrainStep:
     def forward(self) -> Iterator[nn.Module]:
         """The network to call, under autocast; gradients stay on this process until the last micro-batch of a step."""
         with (
-            dist.no_sync(self._net, enabled=self._micro + 1 < self._window),
+            dist.no_sync(self._net, enabled=self._micro + 1 < self.window),
             autocast(self.precision, self.device),
         ):
             yield self._net
@@ -119,8 +119,8 @@ class TrainStep:
         """
         if loss.numel() != 1:
             raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar, e.g. loss.mean()")
-        self.scaler.scale(loss / self._window).backward()
-        last = self._micro + 1 == self._window
+        self.scaler.scale(loss / self.window).backward()
+        last = self._micro + 1 == self.window
         self._micro = 0 if last else self._micro + 1
         self._batch = (self._batch + 1) % self.batches_per_epoch
         norm = self._update() if last else None
@@ -183,8 +183,11 @@ class TrainStep:
         self._load_position(state)
 
     @property
-    def _window(self) -> int:
-        """Micro-batches in the step under way; fewer than `accumulate` at the end of an epoch."""
+    def window(self) -> int:
+        """Micro-batches in the step under way; fewer than `accumulate` at the end of an epoch.
+
+        A loss times `window` makes the gradient of a step the sum over its micro-batches instead of their mean.
+        """
         return self._micro + min(self.cfg.accumulate - self._micro, self.batches_per_epoch - self._batch)
 
     def _lr(self, step: int) -> float:

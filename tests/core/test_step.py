@@ -104,6 +104,26 @@ def test_micro_batches_equal_the_whole_batch(accumulate: int) -> None:
     torch.testing.assert_close(parts.bias, whole.bias, rtol=0, atol=1e-6)
 
 
+def test_a_loss_times_the_window_sums_the_gradients() -> None:
+    model, reference = linear(), linear()
+    step = TrainStep(model, OptimConfig(**SGD, accumulate=3), batches_per_epoch=5)
+    windows, data = [], batches(5)
+    for x, y in data:
+        windows.append(step.window)
+        with step.forward() as net:
+            loss = (net(x) - y).square().mean()
+        step.backward(loss * step.window)
+    assert windows == [3, 3, 3, 2, 2]
+
+    optimizer = torch.optim.SGD(reference.parameters(), 0.1, momentum=0.9)
+    for window in (data[:3], data[3:]):
+        optimizer.zero_grad()
+        for x, y in window:
+            (reference(x) - y).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(model.weight, reference.weight, rtol=0, atol=1e-6)
+
+
 def test_the_rest_of_an_epoch_makes_a_step_of_its_own() -> None:
     model, reference = linear(), linear()
     step = TrainStep(model, OptimConfig(**SGD, accumulate=3), batches_per_epoch=5)

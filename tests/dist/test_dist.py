@@ -95,6 +95,9 @@ def test_one_process_is_not_a_special_case(monkeypatch: pytest.MonkeyPatch) -> N
     assert not dist.any_true(False)
     rows = torch.arange(6, dtype=torch.int16).reshape(3, 2)
     assert torch.equal(dist.gather_rows(rows), rows)
+    counts = torch.tensor([2.0, 3.0], requires_grad=True)
+    assert torch.equal(dist.total(counts), counts)
+    assert not dist.total(counts).requires_grad
     with dist.main_first():
         pass
     dist.barrier()
@@ -134,6 +137,7 @@ def conversation() -> dict[str, Any]:
         "gather": dist.gather({"rank": rank, "text": "x" * rank}),
         "broadcast": dist.broadcast(["from", rank]),
         "any": (dist.any_true(rank == 1), dist.any_true(False), dist.any_true(True)),
+        "total": dist.total(torch.tensor([1.0, rank])).tolist(),
         "block": (float(order[0].split("@")[1]), left),
     }
 
@@ -147,6 +151,7 @@ def test_conversation_of_two(two: Team) -> None:
         assert answer["gather"] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "x"}]
         assert answer["broadcast"] == ["from", 0]
         assert answer["any"] == (True, False, True)
+        assert answer["total"] == [2.0, 1.0]
     assert first["block"][1] <= second["block"][0], "the main process leaves its block before the other enters"
 
 
