@@ -71,36 +71,64 @@ def accuracy(labels: Values, predictions: Values) -> float:
     return float(np.mean(truth == answer))
 
 
-def top_k(scores: Values, labels: Values, k: int) -> float:
-    """Share of rows whose label is among the k highest of its scores (N,K); labels (N,).
+def ranks(scores: Values, labels: Values) -> Ints:
+    """How many classes every row puts before its label, (N,): 0 is the answer, below k is among the k highest.
 
-    Equal scores rank by class index, the lower first, so the number never depends on the machine; `torch.topk`
-    promises no order there. With more than one class at the same score the two can differ.
+    Scores (N,K); labels (N,). Equal scores rank by class index, the lower first, so the number never depends on the
+    machine; `torch.topk` promises no order there. One pass serves all the metrics that count hits.
 
     Raises:
-        ValueError: for shapes that do not fit, no rows, NaN scores, a label out of range, or k outside 1..K.
+        ValueError: for shapes that do not fit, no rows, NaN scores, or a label out of range.
+    """
+    values, truth = _scores(scores), _indices(labels, "labels")
+    rows, classes = values.shape
+    if len(truth) != rows:
+        raise ValueError(f"labels must be ({rows},), one for each row of the scores {values.shape}; got {truth.shape}")
+    _in_range(truth, classes, "labels")
+    own = values[np.arange(rows), truth][:, None]
+    better: Ints = (values > own).sum(1)
+    tied = np.flatnonzero((values == own).sum(1) > 1)  # seldom any
+    before = (values[tied] == own[tied]) & (np.arange(classes) < truth[tied, None])
+    better[tied] += before.sum(1)
+    return better
+
+
+def top_k(scores: Values, labels: Values, k: int) -> float:
+    """Share of rows whose label is among the k highest of its scores (N,K); labels (N,). Ties as in `ranks`.
+
+    Raises:
+        ValueError: as `ranks`, and for k outside 1..K.
     """
     return float(np.mean(_hits(scores, labels, k)))
 
 
 def class_mean_recall(scores: Values, labels: Values, k: int = 1, *, classes: Sequence[int] | None = None) -> float:
-    """Mean over classes of the share of their rows that `top_k` counts; every class that occurs weighs the same.
-
-    `classes` restricts the mean to some (the many-shot ones, say); those without rows are left out in any case.
+    """Mean over classes of the share of their rows that `top_k` counts; see `class_mean`.
 
     Raises:
         ValueError: as `top_k`, and when none of `classes` has a row.
     """
-    hits, truth = _hits(scores, labels, k), _indices(labels, "labels")
+    return class_mean(_hits(scores, labels, k), labels, classes=classes)
+
+
+def class_mean(values: Values, labels: Values, *, classes: Sequence[int] | None = None) -> float:
+    """Mean over classes of the mean value of their rows, both (N,); every class that occurs weighs the same.
+
+    `classes` restricts the mean to some (the many-shot ones, say); those without rows are left out in any case.
+
+    Raises:
+        ValueError: for labels that are no class indices, and when none of `classes` has a row.
+    """
+    truth = _indices(labels, "labels")
     total = np.bincount(truth)
-    recall = np.bincount(truth, weights=hits) / np.maximum(total, 1)
+    means = np.bincount(truth, weights=_numpy(values)) / np.maximum(total, 1)
     present = total > 0
     if classes is not None:
         wanted = np.isin(np.arange(len(total)), _indices(classes, "classes"))
         if not (present & wanted).any():
             raise ValueError(f"none of the {len(classes)} classes asked for occurs in the labels")
         present &= wanted
-    return float(np.mean(recall[present]))
+    return float(np.mean(means[present]))
 
 
 def confusion(labels: Values, predictions: Values, classes: int) -> Ints:
@@ -173,16 +201,10 @@ def _area(scores: Array, truth: npt.NDArray[np.bool_]) -> float:
 
 
 def _hits(scores: Values, labels: Values, k: int) -> npt.NDArray[np.bool_]:
-    values, truth = _scores(scores), _indices(labels, "labels")
-    rows, classes = values.shape
-    if len(truth) != rows:
-        raise ValueError(f"labels must be ({rows},), one for each row of the scores {values.shape}; got {truth.shape}")
-    _in_range(truth, classes, "labels")
+    better = ranks(scores, labels)
+    classes = np.shape(scores)[1]
     if not 1 <= k <= classes:
         raise ValueError(f"k must be from 1 to the number of classes, {classes}; got {k}")
-    own = values[np.arange(rows), truth][:, None]
-    ties_before = (values == own) & (np.arange(classes) < truth[:, None])
-    better: Ints = (values > own).sum(1) + ties_before.sum(1)
     return better < k
 
 

@@ -17,10 +17,12 @@ from core.metrics import (
     Collector,
     accuracy,
     average_precision,
+    class_mean,
     class_mean_recall,
     confusion,
     multilabel_ap,
     precision_recall_f1,
+    ranks,
     top_k,
 )
 
@@ -49,6 +51,21 @@ def test_top_k_is_the_first_k_of_a_stable_order(sizes: tuple[int, int, int]) -> 
         assert class_mean_recall(scores, labels, k) == pytest.approx(np.mean(recalls), abs=1e-12)
     assert top_k(scores, labels, scores.shape[1]) == 1.0
     assert top_k(scores, labels, 1) == accuracy(labels, scores.argmax(1))  # numpy's argmax also takes the first
+
+
+@quick
+@given(problems)
+def test_a_rank_is_the_place_in_a_stable_order(sizes: tuple[int, int, int]) -> None:
+    scores, labels = problem(*sizes)
+    listed = [sorted(range(len(row)), key=lambda c, row=row: (-row[c], c)) for row in scores]
+    assert ranks(scores, labels).tolist() == [best.index(label) for label, best in zip(labels, listed, strict=True)]
+
+
+def test_class_mean_weighs_every_class_the_same() -> None:
+    assert class_mean([1.0, 0.0, 0.0, 1.0], [2, 2, 2, 5]) == pytest.approx((1 / 3 + 1) / 2)
+    assert class_mean([1.0, 0.0, 0.0, 1.0], [2, 2, 2, 5], classes=[2, 4]) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="none of the 1 classes asked for occurs"):
+        class_mean([1.0], [2], classes=[3])
 
 
 @quick
