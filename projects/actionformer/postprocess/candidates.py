@@ -13,7 +13,7 @@ from projects.actionformer.postprocess.overlap import Floats, Ints
 
 
 class Candidates(NamedTuple):
-    """Candidates of one video on its grid: segments (N,2), scores (N,), labels (N,), and the points (N,) they are of."""
+    """Candidates of one video on its grid: segments (N,2), scores (N,), labels (N,), and their points (N,)."""
 
     segments: Floats
     scores: Floats
@@ -23,7 +23,8 @@ class Candidates(NamedTuple):
 
 def probabilities(logits: Tensor, mask: Tensor, temperature: float = 1.0) -> Floats:
     """Scores (N,K) of logits (N,K); 0 where the mask (N,) is False."""
-    return ((logits.float() / temperature).sigmoid() * mask[:, None]).numpy()
+    scores: Floats = ((logits.float() / temperature).sigmoid() * mask[:, None]).numpy()
+    return scores
 
 
 def select(
@@ -52,7 +53,7 @@ def select(
 
 def take(found: Candidates, index: Ints) -> Candidates:
     """Some of the candidates, in the order of `index`."""
-    return Candidates(*(values[index] for values in found))
+    return Candidates(found.segments[index], found.scores[index], found.labels[index], found.points[index])
 
 
 def best(scores: Floats, threshold: float, count: int) -> Ints:

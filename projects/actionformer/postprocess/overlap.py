@@ -13,7 +13,8 @@ EPSILON = np.float32(1e-6)  # the official operator adds it to every length
 
 def lengths(segments: Floats) -> Floats:
     """Lengths (N,) of segments (N,2) as the suppression counts them."""
-    return segments[:, 1] - segments[:, 0] + EPSILON
+    sizes: Floats = segments[:, 1] - segments[:, 0] + EPSILON
+    return sizes
 
 
 def iou(a: Floats, b: Floats) -> Floats:
@@ -21,7 +22,8 @@ def iou(a: Floats, b: Floats) -> Floats:
     common = np.minimum(a[:, None, 1], b[:, 1]) - np.maximum(a[:, None, 0], b[:, 0])
     np.maximum(common, 0, out=common)
     union = lengths(a)[:, None] + lengths(b) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=common > 0)
+    overlap: Floats = np.divide(common, union, out=np.zeros_like(common), where=common > 0)
+    return overlap
 
 
 def diou(a: Floats, b: Floats) -> Floats:
@@ -29,4 +31,5 @@ def diou(a: Floats, b: Floats) -> Floats:
     enclosing = np.maximum(a[:, None, 1], b[:, 1]) - np.minimum(a[:, None, 0], b[:, 0])
     distance = ((a[:, 0] + a[:, 1]) / 2)[:, None] - (b[:, 0] + b[:, 1]) / 2
     penalty = np.square(distance) / np.maximum(np.square(enclosing), EPSILON)
-    return iou(a, b) - penalty
+    closeness: Floats = iou(a, b) - penalty
+    return closeness

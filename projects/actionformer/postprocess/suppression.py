@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from projects.actionformer.config import PostprocessConfig
-from projects.actionformer.postprocess.overlap import Floats, Ints, diou, lengths
+from projects.actionformer.postprocess.overlap import EPSILON, Floats, Ints, diou, lengths
 
 BLOCK = 64  # picks whose overlaps are computed together
 
@@ -26,7 +26,7 @@ Picks = Iterator[tuple[float, int]]
 class Kept(NamedTuple):
     """Candidates that were kept, best first: their numbers (M,) and their scores (M,), decayed by soft suppression."""
 
-    index: Ints
+    numbers: Ints
     scores: Floats
 
 
@@ -73,40 +73,41 @@ def _soft(segments: Floats, scores: Floats, sigma: float, cfg: PostprocessConfig
     """
     starts, ends, sizes, left = state = np.stack([segments[:, 0], segments[:, 1], lengths(segments), scores])
     number = np.arange(len(scores))
-    minus_sigma, least = np.float32(-sigma), np.float32(cfg.min_score)
-    common, high = np.empty_like(starts), np.empty_like(starts)
+    minus_sigma, least = np.array(-sigma, np.float32), np.array(cfg.min_score, np.float32)
     first, end = 0, len(scores)
     while first < end:
         best = first + int(left[first:end].argmax())
-        start, stop, size, score = state[:, best]
-        chosen = int(number[best])
+        pick, chosen = state[:, best].copy(), int(number[best])
         state[:, best], number[best] = state[:, first], number[first]
-        yield float(score), chosen
+        yield float(pick[3]), chosen
         first += 1
-        a, b = common[first:end], high[first:end]
-        np.maximum(starts[first:end], start, out=a)
-        np.minimum(ends[first:end], stop, out=b)
-        np.subtract(b, a, out=a)
-        hit = np.flatnonzero(a > 0)
-        shared = a[hit]
+        start, stop, size = pick[0, ...], pick[1, ...], pick[2, ...]  # arrays: NumPy takes them faster than numbers
+        hit = ((starts[first:end] < stop) & (ends[first:end] > start)).nonzero()[0]
         hit += first
+        dropped = hit
         if len(hit):
-            overlap = shared / (size + sizes[hit] - shared)
+            own_starts, own_ends = starts.take(hit), ends.take(hit)
+            shared = np.minimum(own_ends, stop) - np.maximum(own_starts, start)
+            overlap = shared / (sizes.take(hit) + size - shared)
             if cfg.diou:
-                overlap = _less_distance(overlap, start, stop, starts[hit], ends[hit])
-            decay = np.exp((overlap * overlap / minus_sigma).astype(np.float64)).astype(np.float32)
-            left[hit] *= decay
-        dropped = hit[left[hit] < least] if first > 1 else first + np.flatnonzero(left[first:end] < least)
+                overlap -= _distance(start, stop, own_starts, own_ends)
+            np.maximum(overlap, 0, out=overlap)
+            decay = np.exp(overlap * overlap / minus_sigma, dtype=np.float64).astype(np.float32)
+            decay *= left.take(hit)
+            left[hit] = decay
+            dropped = hit[decay < least]
+        if first == 1:
+            dropped = 1 + (left[1:end] < least).nonzero()[0]
         if len(dropped):
             end = _fill(state, number, dropped, end)
 
 
-def _less_distance(overlap: Floats, start: Floats, stop: Floats, starts: Floats, ends: Floats) -> Floats:
-    """DIoU of one segment with others, 0 where it would be negative; see `overlap.diou`."""
+def _distance(start: Floats, stop: Floats, starts: Floats, ends: Floats) -> Floats:
+    """What DIoU takes off the overlap of one segment with others; see `overlap.diou`."""
     enclosing = np.maximum(ends, stop) - np.minimum(starts, start)
     distance = (starts + ends) / 2 - (start + stop) / 2
-    penalty: Floats = np.square(distance) / np.maximum(np.square(enclosing), np.float32(1e-6))
-    return np.maximum(overlap - penalty, 0)
+    penalty: Floats = np.square(distance) / np.maximum(np.square(enclosing), EPSILON)
+    return penalty
 
 
 def _fill(state: Floats, number: Ints, dropped: Ints, end: int) -> int:
@@ -121,7 +122,7 @@ def _fill(state: Floats, number: Ints, dropped: Ints, end: int) -> int:
 
 
 def _ranked(scores: Floats) -> Ints:
-    """Numbers by falling score. Equal scores lie as this machine's torch puts them, which the official code asks too."""
+    """Numbers by falling score; equal ones as this machine's torch puts them, which the official code asks too."""
     return torch.from_numpy(scores).argsort(descending=True).numpy()
 
 

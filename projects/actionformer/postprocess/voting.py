@@ -16,17 +16,17 @@ def vote(kept: Floats, segments: Floats, scores: Floats, threshold: float, *, by
     detection that nothing overlaps stays where it is.
     """
     moved = kept.copy()
-    sizes = segments[:, 1] - segments[:, 0]
+    starts, ends = np.ascontiguousarray(segments.T)
+    sizes = ends - starts
     for first in range(0, len(kept), ROWS):
         own = kept[first : first + ROWS]
-        common = np.minimum(own[:, 1:], segments[:, 1]) - np.maximum(own[:, :1], segments[:, 0])
-        row, column = np.nonzero(common > 0)
-        shared = common[row, column]
+        row, column = ((starts < own[:, 1:]) & (ends > own[:, :1])).nonzero()
+        shared = np.minimum(own[row, 1], ends[column]) - np.maximum(own[row, 0], starts[column])
         overlap = shared / ((own[:, 1] - own[:, 0])[row] + sizes[column] - shared)
         near = overlap >= np.float32(threshold)
         row, column, overlap = row[near], column[near], overlap[near]
         weight = scores[column] * overlap if by_overlap else scores[column]
-        total, *sums = (np.bincount(row, weight * side, len(own)) for side in (1, *segments[column].T))
+        total, *sums = (np.bincount(row, weight * side, len(own)) for side in (1, starts[column], ends[column]))
         np.divide(np.stack(sums, 1), total[:, None], out=moved[first : first + ROWS], where=total[:, None] > 0,
                   casting="same_kind")  # fmt: skip
     return moved
