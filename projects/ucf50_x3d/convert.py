@@ -25,9 +25,9 @@ import yaml
 from torch import Tensor, nn
 
 from core.checkpoint import LoadReport, Rule, fetch, load_weights, read_weights, save_weights
+from core.nn.norm import BatchNorm
 from projects.ucf50_x3d.model import VARIANTS, X3D, Activation, SlowFast, fuse
 from projects.ucf50_x3d.model.freeze import find_head
-from projects.ucf50_x3d.model.norm import BatchNorm
 
 Layout = Literal["hub", "slowfast"]
 

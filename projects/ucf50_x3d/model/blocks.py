@@ -8,8 +8,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from projects.ucf50_x3d.model.conv import Pointwise
-from projects.ucf50_x3d.model.norm import BatchNorm
+from core.nn.conv import Pointwise
+from core.nn.norm import BatchNorm
 
 Activation = Literal["none", "softmax"]
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.nn.conv import Pointwise, Spatial, Temporal
+from core.nn.norm import BatchNorm
 from projects.ucf50_x3d.model.blocks import Activation, Head, ResBlock, Stage, check_clips, initialize
-from projects.ucf50_x3d.model.conv import Pointwise, Spatial, Temporal
-from projects.ucf50_x3d.model.norm import BatchNorm
 
 DEPTHS = (3, 4, 6, 3)
 FRAMES = 32  # of the fast pathway

@@ -1,4 +1,4 @@
-"""The convolutions of these networks, each in the form that is fast on channels-last video.
+"""Convolutions of video, each in the form that is fast on channels-last clips.
 
 Every layer is an `nn.Conv3d` with the usual weight, so names and shapes in state-dicts are untouched; only the
 arithmetic is arranged otherwise. On a CPU, PyTorch runs 1x1x1 and (k, 1, 1) convolutions without its fast kernels, and
@@ -71,11 +71,16 @@ class Depthwise(nn.Conv3d):
 
     def forward(self, video: Tensor) -> Tensor:
         """Shapes: see the class."""
-        on_cpu = video.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if on_cpu and torch.is_grad_enabled():
-            convolved: Tensor = _Depthwise.apply(video, self.weight, self.bias, self.stride)
-            return convolved
-        return super().forward(video)
+        return depthwise(video, self.weight, self.bias, self.stride)
+
+
+def depthwise(video: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Stride = (1, 1, 1)) -> Tensor:
+    """Clips (B, C, T, H, W) convolved channel by channel with kernels (C, 1, 3, 3, 3), padded by one all around."""
+    on_cpu = video.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if on_cpu and torch.is_grad_enabled():
+        convolved: Tensor = _Depthwise.apply(video, weight, bias, stride)
+        return convolved
+    return F.conv3d(video, weight, bias, stride, padding=1, groups=len(weight))
 
 
 class _Depthwise(torch.autograd.Function):
