@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from core.data import Batch, Sample, SampleError, pad
 from projects.actionformer import custom
@@ -224,17 +225,10 @@ class FeatureVideos:
                 length, segments, labels, rng, most=cfg.max_length, lead=geometry.lead, keep=cfg.min_overlap,
                 ratio=cfg.crop, whole=cfg.whole_actions, points=self.layout.points,
             )  # fmt: skip
-        return {
-            "id": video.id,
-            "features": self._features(video.id, start, stop),
-            "segments": torch.from_numpy(segments),
-            "labels": torch.from_numpy(labels),
-            "fps": geometry.fps,
-            "duration_s": ENDLESS_S if video.duration_s is None else video.duration_s,
-            "stride_frames": geometry.stride_frames,
-            "window_frames": geometry.window_frames,
-            "offset": video.offset or 0,
-        }
+        features = self._features(video.id, start, stop)
+        offset = video.offset or 0
+        found = sample_of(video.id, features, geometry, video.duration_s, offset=offset)
+        return found | {"segments": torch.from_numpy(segments), "labels": torch.from_numpy(labels)}
 
     def _present(self, videos: Sequence[Video]) -> tuple[list[Video], list[str]]:
         """The videos whose files are there, and the first missing file of each of the others."""
@@ -272,7 +266,7 @@ class FeatureVideos:
             raise SampleError(cfg.annotations, f"says no fps of {video.id}; set data.fps, or write it into the file")
         return Geometry(fps, cfg.stride_frames, cfg.window_frames)
 
-    def _features(self, video: str, start: int, stop: int) -> torch.Tensor:
+    def _features(self, video: str, start: int, stop: int) -> Tensor:
         """Positions start:stop of the sample's grid, float32 (C, t)."""
         if self.cfg.resample:
             whole = torch.from_numpy(self.sources.read(video)).t()
@@ -291,6 +285,23 @@ class FeatureVideos:
         seconds = np.array([action[2:] for action in actions], dtype=np.float32).reshape(-1, 2)
         ids = [0 if self.proposals else self.label_ids[action.label] for action in actions]
         return geometry.grid(seconds), np.array(ids, dtype=np.int64)
+
+
+def sample_of(
+    name: str, features: Tensor, geometry: Geometry, duration_s: float | None = None, *, offset: float = 0
+) -> Sample:
+    """A sample without actions of features (C, T) and their geometry, such as those of a video to predict."""
+    return {
+        "id": name,
+        "features": features,
+        "segments": torch.empty(0, 2),
+        "labels": torch.empty(0, dtype=torch.int64),
+        "fps": geometry.fps,
+        "duration_s": ENDLESS_S if duration_s is None else duration_s,
+        "stride_frames": geometry.stride_frames,
+        "window_frames": geometry.window_frames,
+        "offset": offset,
+    }
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

