@@ -154,7 +154,7 @@ class CausalDecoder(nn.Module):
             parts.append(hidden)
         steps = self.decoder(torch.cat(parts, dim=1) if len(parts) > 1 else hidden)
         observed = features.shape[1]
-        error = (steps[:, : observed - 1] - features[:, 1:]).square()
+        error = (steps[:, : observed - 1].float() - features[:, 1:].float()).square()
         past = torch.cat([features[:, :1].to(steps.dtype), steps[:, : observed - 1]], dim=1)
         return Decoded(past, steps, error)
 

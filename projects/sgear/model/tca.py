@@ -82,7 +82,8 @@ def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     No fused kernel knows such a softmax.
     """
-    return (q * q.shape[-1] ** -0.5 @ k.mT).tril().softmax(-1) @ v
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.mT
+    return scores.tril().softmax(-1) @ v
 
 
 class TemporalContext(nn.Module):
