@@ -1,0 +1,168 @@
+"""What the frozen networks say, computed once: moments of the autoencoder for both flips, states of the prompts.
+
+A training step is then the UNet alone. Files are written whole or not at all, so a stopped run goes on; every process
+writes files of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from core import dist
+from core.checkpoint import write_atomic
+from core.data import Loader, LoaderConfig
+from core.run import Run
+from projects.lego.data import Pairs, text_key, to_input
+from projects.lego.model import TextEncoder, encode
+
+ROWS_PER_FILE = 256
+
+
+class Store:
+    """Tensors of one shape by key, in the safetensors files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._place: dict[str, tuple[Path, int]] = {}
+        self._files: dict[Path, Any] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read which keys the files hold."""
+        self._place.clear()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                keys = json.loads(file.metadata()["keys"])
+            self._place.update({key: (path, number) for number, key in enumerate(keys)})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._place
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __getitem__(self, key: str) -> Tensor:
+        path, number = self._place[key]
+        if path not in self._files:
+            self._files[path] = safe_open(path, "pt")
+        values: Tensor = self._files[path].get_slice("values")[number]
+        return values
+
+    def write(self, keys: Sequence[str], values: Tensor) -> None:
+        """Add one file, named by the keys in it. Raises: OSError when the disk is full; earlier files stay valid."""
+        name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+        content = save({"values": values.contiguous()}, {"keys": json.dumps(list(keys))})
+        write_atomic(self.folder / f"{name}.safetensors", content)
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker opens the files itself
+        return {"folder": self.folder, "_place": self._place, "_files": {}}
+
+
+def fingerprint(net: nn.Module, *settings: object) -> str:
+    """Names a cache: other weights or other settings are other values."""
+    digest = hashlib.sha256(json.dumps([str(each) for each in settings]).encode())
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Frames:
+    """Pairs as pictures and nothing else, some of them, for the autoencoder."""
+
+    def __init__(self, pairs: Pairs, indices: Sequence[int]) -> None:
+        self.pairs, self.indices = pairs, tuple(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
+        """id, source and target uint8 (H, W, 3)."""
+        number = self.indices[index]
+        return {"id": self.pairs.records[number].id, **self.pairs.frames(number)}
+
+
+@torch.no_grad()
+def cache_latents(
+    vae: AutoencoderKL, pairs: Pairs, store: Store, loader: LoaderConfig, job: Run, *, flip: bool, half: bool
+) -> bool:
+    """Add the moments of all pairs that the store lacks; False when the run was asked to stop.
+
+    A row is (1 or 2, 12, h, w): as it is and, with `flip`, mirrored; 4 channels for the source's mode, 8 for the
+    target's mean and log-variance. Pairs that cannot be read are named and left out.
+    """
+    # What the main process finds: another one may look when the first files are there already.
+    todo = dist.broadcast([i for i, record in enumerate(pairs.records) if record.id not in store])
+    if not todo:
+        return True
+    channels = 12 * (1 + flip) * (2 if half else 4)
+    height, width = (side // 2 ** (len(vae.config.block_out_channels) - 1) for side in pairs.cfg.size)
+    job.log.info(f"latents of {len(todo)} pairs, {len(todo) * channels * height * width / 1e9:.2f} GB: {store.folder}")
+    batches = Loader(Frames(pairs, todo), loader, train=False, device=job.device)
+    rows = _Rows(store, half)
+    for batch in job.log.progress(batches, "latents"):
+        pictures = torch.stack([to_input(batch["source"]), to_input(batch["target"])], 1)  # B, 2, 3, H, W
+        versions = torch.stack([pictures, pictures.flip(-1)] if flip else [pictures], 1)
+        moments = encode(vae, versions.flatten(0, 2)).float()
+        moments = moments.view(*versions.shape[:3], *moments.shape[1:])
+        rows.add(batch["id"], torch.cat([moments[:, :, 0, :4], moments[:, :, 1]], 2))
+        if job.stop_requested:
+            break
+    rows.close()
+    return not job.stopping()
+
+
+@torch.no_grad()
+def cache_texts(
+    text: TextEncoder, prompts: Iterable[str], store: Store, job: Run, *, half: bool, batch_size: int = 64
+) -> bool:
+    """Add the states of all prompts that the store lacks; False when the run was asked to stop."""
+    todo = dist.broadcast([prompt for prompt in prompts if text_key(prompt) not in store])
+    if not todo:
+        return True
+    size = 77 * text.model.config.hidden_size * (2 if half else 4)
+    job.log.info(f"states of {len(todo)} prompts, {len(todo) * size / 1e9:.2f} GB: {store.folder}")
+    groups = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
+    rows = _Rows(store, half)
+    for group in job.log.progress(groups[job.world.rank :: job.world.size], "prompts"):
+        rows.add([text_key(prompt) for prompt in group], text.encode(group))
+        if job.stop_requested:
+            break
+    rows.close()
+    return not job.stopping()
+
+
+class _Rows:
+    """Collects rows into files of `ROWS_PER_FILE`."""
+
+    def __init__(self, store: Store, half: bool) -> None:
+        self.store, self.type = store, torch.float16 if half else torch.float32
+        self.keys: list[str] = []
+        self.values: list[Tensor] = []
+
+    def add(self, keys: Sequence[str], values: Tensor) -> None:
+        self.keys += keys
+        self.values.append(values.to("cpu", self.type))
+        if len(self.keys) >= ROWS_PER_FILE:
+            self._write()
+
+    def _write(self) -> None:
+        if self.keys:
+            self.store.write(self.keys, torch.cat(self.values))
+        self.keys, self.values = [], []
+
+    def close(self) -> None:
+        self._write()
+        dist.barrier()
+        self.store.refresh()
