@@ -1,34 +1,19 @@
-"""Pickled tables and scores of others, read without running anything they name: only data comes out."""
+"""Pickled pandas tables, in which EPIC-KITCHENS publishes its annotations too, read without pandas."""
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Iterable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# What numpy's own pickles name, in the spellings of numpy 1 and 2. These make arrays and numbers, nothing else.
-_MULTIARRAY, _NUMERIC = (import_module(f"numpy._core.{name}") for name in ("multiarray", "numeric"))
-_NUMPY = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{
-        (f"numpy.{core}.{module.__name__.rpartition('.')[2]}", name): getattr(module, name)
-        for core in ("core", "_core")
-        for module, name in ((_MULTIARRAY, "_reconstruct"), (_MULTIARRAY, "scalar"), (_NUMERIC, "_frombuffer"))
-    },
-}
-_BUILTINS = {kind.__name__: kind for kind in (set, frozenset, slice, bytearray, complex)}
+from core.checkpoint import read_pickle
 
 
 class _Inert:
-    """Stands for an object of a foreign class: keeps what it was made of, runs nothing."""
+    """Stands for an object of pandas: keeps what it was made of, runs nothing."""
 
-    name = ""
     args: tuple[Any, ...] = ()
     state: Any = None
 
@@ -41,47 +26,18 @@ class _Inert:
         self.state = state
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NUMPY:
-            return _NUMPY[module, name]
-        if module == "collections" and name == "OrderedDict":
-            return dict
-        if module in ("builtins", "__builtin__") and name in _BUILTINS:
-            return _BUILTINS[name]
-        if module == "_codecs" and name == "encode":
-            return _encode
-        if module.split(".")[0] == "pandas":
-            return type(name, (_Inert,), {"name": name})
-        raise pickle.UnpicklingError(f"names {module}.{name}")
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How pickles of protocol 2 hold bytes."""
-    return text.encode("latin1" if encoding != "utf-8" else encoding)
-
-
-def load(path: Path) -> Any:
-    """The plain data of a pickle: containers, numbers, text and numpy arrays.
-
-    Raises: ValueError naming the file, when it is damaged or names anything but data.
-    """
-    try:
-        return _Unpickler(io.BytesIO(path.read_bytes())).load()
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise ValueError(
-            f"{path}: {error}; only pickled numbers, text, arrays and pandas tables are read. Save it as csv or npz"
-        ) from None
+def _stand_in(module: str, name: str) -> Any:
+    if module.split(".")[0] == "pandas":
+        return _Inert
+    return slice if (module, name) in (("builtins", "slice"), ("__builtin__", "slice")) else None
 
 
 def table(path: Path) -> dict[str, list[Any]]:
-    """The columns of a pickled pandas DataFrame, its index first; needs no pandas.
+    """The columns of a pickled pandas DataFrame (of pandas 0.14 to 3), its index first.
 
-    Raises: ValueError as `load`, and for a pickle of anything else.
+    Raises: ValueError naming the file, for one that is damaged, names more than data, or holds no table.
     """
-    frame = load(path)
+    frame = read_pickle(path, stand_in=_stand_in)
     try:
         state = frame.state
         manager = state.get("_mgr", state.get("_data")) if isinstance(state, Mapping) else state

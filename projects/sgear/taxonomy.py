@@ -45,8 +45,8 @@ class Taxonomy:
             if len(values) and not -1 <= values.min() <= values.max() < len(names):
                 wrong = values[(values < -1) | (values >= len(names))][0]
                 raise ValueError(
-                    f"{path}: {name}_class {wrong} is none of the {len(names)} {name}s; do the annotations and the class "
-                    "files belong together?"
+                    f"{path}: {name}_class {wrong} is none of the {len(names)} {name}s; do the annotations and the "
+                    "class files belong together?"
                 )
 
     def mapping(self, kind: str) -> Tensor:
@@ -110,7 +110,7 @@ class Subset:
 
 
 def many_shot(folder: Path, taxonomy: Taxonomy) -> Subset:
-    """The many-shot classes of EPIC-KITCHENS-55: verbs and nouns as listed, actions with one of them (RULSTM's rule)."""
+    """The many-shot classes of EPIC-KITCHENS-55: listed verbs and nouns, actions with one of them (RULSTM's rule)."""
     verb, noun = (
         np.array(
             [int(row[f"{kind}_class"]) for row in _rows(folder / f"EPIC_many_shot_{kind}s.csv", (f"{kind}_class",))]
