@@ -6,6 +6,7 @@ import difflib
 import json
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ def save_weights(
 
 
 def read_weights(
-    path: str | Path, key: str | None = None, *, allow: Sequence[Any] | Literal["inert"] = ()
+    path: str | Path, key: str | None = None, *, allow: Sequence[Any] | Literal["inert"] = (), mapped: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors or torch file by name, on the CPU, and what the file says beside them.
 
@@ -97,6 +98,9 @@ def read_weights(
     files that carry a framework's objects beside the weights: each of them becomes a plain dict, whatever its class
     would have done (arrays of numpy are read).
 
+    `mapped` leaves the tensors of a torch file on the disk until they are looked at, as large files want it; the file
+    must not be written to as long as they live.
+
     Raises:
         ValueError: naming the file and the way out, when it needs other classes, is damaged or holds no weights.
     """
@@ -108,7 +112,9 @@ def read_weights(
     if head[8:9] == b"{" and not head.startswith(b"PK"):
         tensors, about = _read_safetensors(path)
     else:
-        tensors, about = _find(_read_inert(path) if allow == "inert" else _read_torch(path, allow), key, path)
+        mapped = mapped and zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be mapped
+        content = _read_inert(path, mapped) if allow == "inert" else _read_torch(path, allow, mapped)
+        tensors, about = _find(content, key, path)
     for prefix in ("module.", "_orig_mod.", "module."):
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -215,10 +221,10 @@ def _from_json(text: str) -> Any:
         return text
 
 
-def _read_torch(path: Path, allow: Sequence[Any]) -> Any:
+def _read_torch(path: Path, allow: Sequence[Any], mapped: bool = False) -> Any:
     try:
         with torch.serialization.safe_globals(list(allow)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         classes = _classes(path, str(error))
         raise ValueError(
@@ -233,13 +239,13 @@ def _read_torch(path: Path, allow: Sequence[Any]) -> Any:
         ) from error
 
 
-def _read_inert(path: Path) -> Any:
+def _read_inert(path: Path, mapped: bool = False) -> Any:
     """The file with a plain dict in the place of every object whose class nobody knows; no class is ever imported."""
     known: list[Any] = [*NUMPY]
     while True:
         with torch.serialization.safe_globals(known):
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except pickle.UnpicklingError as error:
                 # The reader's message leaves the package name of built-in ones out.
                 names = {name if "." in name else f"builtins.{name}" for name in _classes(path, str(error))}
@@ -247,7 +253,7 @@ def _read_inert(path: Path) -> Any:
                 names = set()
         names -= {entry[1] for entry in known if isinstance(entry, tuple)}
         if not names:
-            return _read_torch(path, known)  # refused or damaged: with the usual words
+            return _read_torch(path, known, mapped)  # refused or damaged: with the usual words
         known += [(_inert(name), name) for name in names]
 
 

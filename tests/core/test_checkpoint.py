@@ -494,6 +494,18 @@ def test_objects_of_a_framework_become_plain_dicts_that_run_nothing(tmp_path: Pa
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "old format"])
+def test_a_large_file_can_stay_on_the_disk(tmp_path: Path, new: bool) -> None:
+    """Mapped tensors are those of the file; changing one changes nothing on the disk."""
+    path = tmp_path / "large.ckpt"
+    torch.save({"state_dict": {"w": torch.arange(4.0)}}, path, _use_new_zipfile_serialization=new)
+    for allow in ((), "inert"):
+        tensors, _ = read_weights(path, allow=allow, mapped=True)
+        assert tensors["w"].tolist() == [0, 1, 2, 3]
+        tensors["w"].add_(1)
+        assert read_weights(path)[0]["w"].tolist() == [0, 1, 2, 3]
+
+
 def test_inert_reading_still_refuses_commands(tmp_path: Path) -> None:
     path, proof = tmp_path / "weights.pth", tmp_path / "pwned"
     torch.save({"state_dict": {"w": torch.ones(2)}, "cfg": Evil(proof)}, path)
