@@ -115,6 +115,18 @@ def point_map(
     return _evaluate(truth, found, _nearness, -np.asarray(tolerance_s, np.float64), k, collide)
 
 
+def match_detections(truth: Actions, found: Detections, tiou: Sequence[float]) -> Ints:
+    """(J,N): the number of the truth that each detection takes at each overlap, -1 for none; see `detection_map`.
+
+    Raises:
+        ValueError: as `detection_map`.
+    """
+    matched = _matched(truth, found, _iou, np.asarray(tiou, np.float64), (), False)
+    taken = np.full((len(tiou), len(found.videos)), -1)
+    taken[:, matched.order] = matched.taken
+    return taken
+
+
 def distinct(actions: Actions, tolerance_s: float = 1e-3) -> Bools:
     """Which actions (N,) count: neither shorter than `tolerance_s` nor a repetition of an earlier one that counts.
 
@@ -149,6 +161,38 @@ def _evaluate(
     truth: Actions, found: Detections, likeness: Likeness, thresholds: Floats, k: Sequence[int], collide: bool
 ) -> DetectionScores:
     """See `detection_map`; a detection fits a truth when their likeness reaches the threshold."""
+    matched = _matched(truth, found, likeness, thresholds, k, collide)
+    hits, kind, classes, positives = matched.taken >= 0, matched.kind, matched.classes, matched.positives
+    bounds = np.searchsorted(kind, np.arange(len(classes) + 1))
+    ap = [_area(hits[:, a:b], n) for a, b, n in zip(bounds, bounds[1:], positives, strict=False)]
+    return DetectionScores(
+        classes,
+        np.abs(thresholds),
+        np.stack(ap, 1) if ap else np.zeros((len(thresholds), 0)),
+        matched.reached / np.maximum(positives, 1),
+    )
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """Detections of classes with truth, those of a class together, best first."""
+
+    classes: Ints
+    positives: Ints
+    """(K,): truths of each class"""
+    order: Ints
+    """(N,): numbers of the detections"""
+    kind: Ints
+    """(N,): places of their classes in `classes`"""
+    taken: Ints
+    """(J,N): number of the truth that each takes, or -1"""
+    reached: Floats
+    """(J, number of k, K): truths that the best k·n detections reach"""
+
+
+def _matched(
+    truth: Actions, found: Detections, likeness: Likeness, thresholds: Floats, k: Sequence[int], collide: bool
+) -> _Matched:
     spans, true_labels = _segments(truth.segments, "truth"), _labels(truth.labels, len(truth.videos))
     segments, labels = _segments(found.segments, "found"), _labels(found.labels, len(found.videos))
     scores = _numpy(found.scores).astype(np.float64)
@@ -160,26 +204,20 @@ def _evaluate(
     video = np.array([numbers.get(name, -1) for name in found.videos], np.int64)
     kind = _renumbered(labels, classes, collide)
 
-    # Detections of one class lie together, best first; -1 are those of classes without truth.
     order = np.lexsort((-scores, kind))
     order = order[kind[order] >= 0]
     kind, video, segments = kind[order], video[order], segments[order]
-    hits = np.zeros((len(thresholds), len(order)), bool)
+    taken = np.full((len(thresholds), len(order)), -1)
     reached = np.zeros((len(thresholds), len(k), len(classes)))
-    for group in _groups(class_of_truth * max(len(numbers), 1) + video_of_truth, kind, video, max(len(numbers), 1)):
-        own, seen = _match(group, spans, segments, likeness, thresholds, k)
-        hits[:, own.rows] = own.hits
-        for j, at in enumerate(np.moveaxis(seen, 1, 0)):
-            reached[:, j] += [np.bincount(class_of_truth[group.truths[:, 0]], row, len(classes)) for row in at.sum(2)]
+    videos = max(len(numbers), 1)
+    for group in _groups(class_of_truth * videos + video_of_truth, kind, video, videos):
+        rows, own, seen = _match(group, spans, segments, likeness, thresholds, k)
+        taken[:, rows] = own
+        for j in range(len(k)):
+            counts = seen[:, j].sum(2)
+            reached[:, j] += [np.bincount(class_of_truth[group.truths[:, 0]], row, len(classes)) for row in counts]
     positives = np.bincount(class_of_truth, minlength=len(classes))
-    bounds = np.searchsorted(kind, np.arange(len(classes) + 1))
-    ap = [_area(hits[:, a:b], n) for a, b, n in zip(bounds, bounds[1:], positives, strict=False)]
-    return DetectionScores(
-        classes,
-        np.abs(thresholds),
-        np.stack(ap, 1) if ap else np.zeros((len(thresholds), 0)),
-        reached / np.maximum(positives, 1),
-    )
+    return _Matched(classes, positives, order, kind, taken, reached)
 
 
 def _renumbered(labels: Ints, classes: Ints, collide: bool) -> Ints:
@@ -227,15 +265,11 @@ def _table(row: Ints, values: Ints, rows: int) -> Ints:
     return table
 
 
-class _Hits(NamedTuple):
-    rows: Ints
-    hits: Bools
-
-
 def _match(
     group: _Group, truth: Floats, found: Floats, likeness: Likeness, thresholds: Floats, k: Sequence[int]
-) -> tuple[_Hits, Bools]:
-    """Which detections hit at each threshold (J, ...), and which truths the best k·n reach: (J, number of k, P, most).
+) -> tuple[Ints, Ints, Bools]:
+    """Detections (D,), the truth that each takes at each threshold (J,D) or -1, and which truths of the P pairs the
+    best k·n detections reach (J, number of k, P, most).
 
     Round r matches the r-th best detections of all pairs at once; pairs do not know of each other.
     """
@@ -243,7 +277,7 @@ def _match(
     spans, own = truth[group.truths], there.sum(1)
     free = np.repeat(there[None], len(thresholds), 0)
     best = np.full((len(k), *there.shape), -np.inf)
-    rows, hits = [], []
+    rows, takes = [], []
     for rank in range(group.found.shape[1]):
         busy = int((group.found[:, rank] >= 0).sum())
         row = group.found[:busy, rank]
@@ -252,13 +286,13 @@ def _match(
             counts = (rank < times * own[:busy])[:, None]
             np.maximum(best[j, :busy], np.where(counts, alike, -np.inf), out=best[j, :busy])
         open_to = np.where(free[:, :busy], alike, -np.inf)
-        taken = open_to.argmax(2)
-        reaches = np.take_along_axis(open_to, taken[..., None], 2)[..., 0] >= thresholds[:, None]
+        choice = open_to.argmax(2)
+        reaches = np.take_along_axis(open_to, choice[..., None], 2)[..., 0] >= thresholds[:, None]
         threshold, pair = np.nonzero(reaches)
-        free[threshold, pair, taken[threshold, pair]] = False
+        free[threshold, pair, choice[threshold, pair]] = False
         rows.append(row)
-        hits.append(reaches)
-    return _Hits(np.concatenate(rows), np.concatenate(hits, 1)), best >= thresholds[:, None, None, None]
+        takes.append(np.where(reaches, group.truths[np.arange(busy), choice], -1))
+    return np.concatenate(rows), np.concatenate(takes, 1), best >= thresholds[:, None, None, None]
 
 
 def _area(hits: Bools, positives: int) -> Floats:

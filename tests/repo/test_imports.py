@@ -33,8 +33,8 @@ PUBLIC = {
     "summary": "describe",
     "nn": "Attention DropPath Mlp Rope SwiGLU attend resize_positions",
     "metrics": (
-        "Collector aued class_mean_recall confusion edit_distance edit_distance_at frechet_distance multilabel_ap "
-        "prefix_distances psnr top_k"
+        "Collector aued class_mean_recall confusion detection_ap detection_map edit_distance edit_distance_at "
+        "frechet_distance multilabel_ap prefix_distances psnr recall_at segment_iou top_k"
     ),
     "report": "Page",
     "demo": "features image_pair sentence video",
