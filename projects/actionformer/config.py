@@ -226,7 +226,7 @@ class PostprocessConfig(Section):
 class EvalConfig(Section):
     """How a model is tested."""
 
-    tiou: tuple[float, ...] = Field((0.1, 0.2, 0.3, 0.4, 0.5), min_length=1, description="overlaps of the mean APs")
+    tiou: tuple[float, ...] | None = Field(None, description="overlaps of the mean APs; none: those of the benchmark")
     recall: tuple[int, ...] = Field(
         (1, 5), description="k of recall@kx: the best k detections for each action of a class in a video"
     )
@@ -239,7 +239,12 @@ class EvalConfig(Section):
     batch_size: int = Field(1, ge=1, description="videos at a time; those of similar length come together")
     epoch: int = Field(-1, description="with ckpt=FOLDER of official files: the epoch; -1: the last by name")
     save_only: bool = Field(False, description="write the detections without comparing them with a truth")
-    submission: Literal["none", "activitynet", "ego4d", "epic"] = Field("none", description="also in this format")
+    detections: Path | None = Field(
+        None, description="evaluate this file of detections, of ours or of the official code, without any network"
+    )
+    submission: Literal["none", "activitynet", "ego4d"] = Field(
+        "none", description="also write submission.json for this challenge (`joint` writes that of EPIC-KITCHENS)"
+    )
     analysis: bool = Field(True, description="analyze errors for the report")
     timelines: int = Field(8, ge=0, description="videos in the report with truth and detections")
 

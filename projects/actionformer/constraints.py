@@ -1,7 +1,7 @@
 """What is known about actions beforehand, applied to detections: gaps, lengths, overlaps, order.
 
-Results are the flat columns of the official code: {"video-id", "t-start", "t-end", "label", "score"}, equally long lists
-or arrays, times in seconds.
+Results are the flat columns of the official code, {"video-id", "t-start", "t-end", "label", "score"}: equally long
+lists or arrays, times in seconds.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def _overlap(segments: NDArray[Any]) -> NDArray[np.float64]:
     starts, ends = segments.astype(np.float64).T
     common = (np.minimum(ends[:, None], ends) - np.maximum(starts[:, None], starts)).clip(min=0)
     union = (ends - starts)[:, None] + (ends - starts) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=common > 0)
+    overlap: NDArray[np.float64] = np.divide(common, union, out=np.zeros_like(common), where=common > 0)
+    return overlap
 
 
 def _columns(results: Results) -> dict[str, list[Any]]:
