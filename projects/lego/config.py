@@ -36,12 +36,6 @@ class DataConfig(Section):
     flip_features: bool = Field(False, description="a mirrored pair mirrors its grid of image features (reference: no)")
     limit: int = Field(0, ge=0, description="use the first so many pairs of each dataset only; 0: all")
 
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "DataConfig":
-        if any(side < 8 or side % 8 for side in self.size):
-            raise ValueError(f"size {list(self.size)} must be multiples of 8, the stride of the autoencoder")
-        return self
-
 
 class ModelConfig(Section):
     """The network: Stable Diffusion 1.5 with eight input channels, and LEGO's conditioning."""
@@ -180,6 +174,23 @@ class Config(Section):
     predict: PredictConfig = PredictConfig()
     eval: EvalConfig = EvalConfig()
     ckpt: str = Field("", description="weights to generate with; empty: the last of run.out")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Config":
+        stride = 2 ** (len(self.model.vae_levels) + len(self.model.levels) - 2)
+        if any(side < stride or side % stride for side in self.data.size):
+            raise ValueError(
+                f"data.size={list(self.data.size)} should be multiples of {stride}, by which the autoencoder "
+                "and the UNet reduce it"
+            )
+        if self.model.train_conditioner and self.model.features == "none":
+            raise ValueError("model.train_conditioner has nothing to train with model.features=none")
+        if self.data.image_features != "files" and self.model.uses_image and not self.model.vision:
+            raise ValueError(
+                f"data.image_features={self.data.image_features} computes them on the fly: name the VLLM's folder with "
+                "model.vision"
+            )
+        return self
 
 
 class VlmConfig(Section):
