@@ -215,8 +215,8 @@ class FeatureVideos:
         """
         cfg, video = self.cfg, self.videos[index]
         rows = self.sources.length(video.id)
-        geometry, length = self._geometry(video, rows)
-        segments, labels = self._actions(video, geometry)
+        geometry, length = self.geometry(video, rows)
+        segments, labels = self.actions(video, geometry)
         if self.train and self.layout.cleans:
             segments, labels = within(length + geometry.lead, segments, labels, cfg.min_overlap)
         start, stop = 0, length
@@ -235,7 +235,7 @@ class FeatureVideos:
         gaps = [(video, self.sources.missing(video.id)) for video in videos]
         return [video for video, gap in gaps if gap is None], [str(gap) for _, gap in gaps if gap is not None]
 
-    def _geometry(self, video: Video, rows: int) -> tuple[Geometry, int]:
+    def geometry(self, video: Video, rows: int) -> tuple[Geometry, int]:
         """How the features of a sample lie in time, and how many there are before any crop."""
         cfg, geometry = self.cfg, self._stored(video)
         if geometry.stride_frames > 0 and cfg.resample:
@@ -277,7 +277,7 @@ class FeatureVideos:
         rows = self.sources.read(video, start * step, min(stop * step, self.sources.length(video)), step)
         return torch.from_numpy(rows).t().contiguous()
 
-    def _actions(self, video: Video, geometry: Geometry) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def actions(self, video: Video, geometry: Geometry) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Segments on the grid and labels; computed in float32 from float32 seconds, as the official readers do."""
         actions = video.actions
         if self.layout.cleans:
