@@ -43,7 +43,8 @@ def attend(
         return _attend_window(q, k, v, mask, bias, window, causal, dropout)
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
-    plain_causal = causal and mask is None and bias is None and q.shape[2] == k.shape[2]
+    # While a graph is traced sizes are tensors, and so is their comparison.
+    plain_causal = causal and mask is None and bias is None and bool(q.shape[2] == k.shape[2])
     if causal and not plain_causal:
         order = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
         order = order.tril(k.shape[2] - q.shape[2])
@@ -85,7 +86,7 @@ def _attend(
     if bias is not None:
         bias = bias.to(q.dtype)
         extra = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-    grouped = q.shape[1] != k.shape[1]
+    grouped = bool(q.shape[1] != k.shape[1])
     if grouped and extra is not None:  # kernels that take both groups and a mask are the slow ones
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         grouped = False

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from core.nn import Attention, DropPath, Mlp, Rope, SwiGLU, attend, resize_positions
+from core.summary import counts
 
 quick = settings(max_examples=40, deadline=None)
 DEVICES = [
@@ -266,6 +267,12 @@ def test_attention_with_rope_sees_only_differences_and_reaches_every_parameter()
     assert not torch.allclose(out, layer(x, positions=torch.arange(9) * 2), atol=1e-3)
     out.sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+
+
+def test_causal_attention_can_be_counted() -> None:
+    """While `summary` traces a model, the sizes of its tensors are tensors."""
+    attention = Attention(8, 2, causal=True)
+    assert counts(attention, torch.randn(1, 5, 8))["multiply_adds"] > 5 * 8 * 8 * 4
 
 
 def test_causal_attention_never_looks_ahead() -> None:
