@@ -192,7 +192,7 @@ class ModelConfig(Section):
             raise ValueError(f"width {self.width} should be a multiple of 64, the channels of an attention head")
         if not self.labels or len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels {list(self.labels)} should name at least one of action, verb, noun, none twice")
-        if any(not 1 <= len(entry) for entry in self.init):
+        if any(not len(entry) >= 1 for entry in self.init):
             raise ValueError("an entry of init is [file], [module, file] or [module, prefix, ..., file]")
         if bool(self.pretrained) != bool(self.blocks):
             raise ValueError("pretrained (a file) and blocks (parts of names to take from it) belong together")
@@ -236,6 +236,7 @@ class SgearOptim(OptimConfig):
     modules: tuple[ModuleRate, ...] = Field((), description="parts with another rate; all others learn with lr")
     bias_decay_scale: float = Field(1.0, ge=0, description="biases and batch norms decay by so much of weight_decay")
     decay_epochs: float = Field(0.0, ge=0, description="length of the cosine; 0: what the warm-up leaves of epochs")
+    plateau: int = Field(0, ge=0, description="evaluations without a better metric before the rate falls by gamma")
     milestone_warmup: float = Field(0.0, ge=0, description="multistep: epochs of its own warm-up")
     milestone_warmup_start: float = Field(1e-5, ge=0, le=1, description="multistep: fraction of lr it starts at")
 
@@ -257,9 +258,6 @@ class PredictConfig(Section):
 
     input: Path = Field(Path("video.mp4"), description="a video, or a folder of videos")
     hop_s: float = Field(1.0, gt=0, description="seconds between two answers")
-    tau_a: float | None = Field(
-        None, ge=0, description="answers look so many seconds ahead; none: what the model was trained for"
-    )
     topk: int = Field(5, ge=1, description="actions listed per answer")
 
 
@@ -279,6 +277,7 @@ class Config(Section):
     compile: bool = Field(False, description="torch.compile the network")
     eval: EvalConfig = EvalConfig()
     predict: PredictConfig = PredictConfig()
+    test_only: bool = Field(False, description="train: evaluate `ckpt`, or the best weights of run.out, and end")
     ckpt: str = Field("", description="weights to evaluate or predict with; empty: the best of run.out")
 
     @model_validator(mode="after")

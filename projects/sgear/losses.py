@@ -156,6 +156,34 @@ class Criterion:
         return {name: value / count.clamp(min=1e-9) for name, value, count in zip(terms, sums, counts, strict=True)}
 
 
+def freeze_idle(net: Sgear, criterion: Criterion, example: Tensor) -> str:
+    """Freeze what no term reaches (a classifier without its loss), and say so; "" when everything learns.
+
+    Otherwise weight decay would shrink it, and several processes would wait for its gradient. `example` is one input.
+    """
+    before = net.training
+    with torch.enable_grad():
+        outputs = net.eval()(example)
+        label = torch.zeros(len(outputs.z), dtype=torch.long, device=example.device)
+        past = label[:, None].expand(-1, outputs.past.shape[1])
+        total = criterion(outputs, {"label": label, "verb": label, "noun": label, "past_label": past})["total"]
+    net.train(before)
+    reached, visited, stack = set(), set(), [total.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            reached.add(id(leaf))
+        stack += [below for below, _ in node.next_functions]
+    idle = [(name, p) for name, p in net.named_parameters() if p.requires_grad and id(p) not in reached]
+    for _, parameter in idle:
+        parameter.requires_grad_(False)
+    parts = list(dict.fromkeys(name.split(".")[0] for name, _ in idle))
+    return f"no loss reaches {', '.join(parts)}: left as they are\n" if idle else ""
+
+
 def _mirrored(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch with the labels of the clips that were mixed in."""
     names = ("label", "verb", "noun", "past_label")

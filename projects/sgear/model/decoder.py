@@ -56,7 +56,7 @@ class CausalAttention(nn.Module):
         q, k, v = (split_heads(y, self.heads) for y in self.c_attn(x).chunk(3, -1))
         if cache is not None:
             k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
-        y = attend(q, k, v, causal=q.shape[2] > 1, dropout=self.dropout if self.training else 0.0)
+        y = attend(q, k, v, causal=True, dropout=self.dropout if self.training else 0.0)
         return self.c_proj(y.transpose(1, 2).flatten(2)), (k, v)
 
 
