@@ -6,7 +6,7 @@ nothing is drawn from the global generators.
 
 from core.data.batches import Batch, Sample, pad, stack, to_device
 from core.data.loader import Coverage, Loader, LoaderConfig, TooManyBadFiles, WorkerDied
-from core.data.order import Sampler
+from core.data.order import Order, Sampler
 from core.data.reader import Dataset, SampleError
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Dataset",
     "Loader",
     "LoaderConfig",
+    "Order",
     "Sample",
     "SampleError",
     "Sampler",

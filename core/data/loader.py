@@ -19,7 +19,7 @@ from torch import Tensor
 from core import dist
 from core.config import Section
 from core.data.batches import Batch, Sample, stack, to_device
-from core.data.order import Sampler, randomness
+from core.data.order import Order, Sampler, randomness
 from core.data.reader import Dataset, Packet, Plans, Reader, as_it_is, prepare_worker
 
 FIRST_SAMPLES = 1000  # the share of bad samples is taken of at least so many, so that a bad start does not end a run
@@ -59,7 +59,8 @@ class Coverage:
 
 
 class Loader:
-    """Batches of a dataset, on `device`; this process's part according to `dist.world()`, see `Sampler`.
+    """Batches of a dataset, on `device`; this process's part according to `dist.world()`, see `Sampler`, or in another
+    order of one's own: `sampler`.
 
     `collate` makes a batch of samples in the workers; `transform(batch, rngs)` changes it in the main process, on the
     device, with one generator for each sample of the batch.
@@ -85,13 +86,15 @@ class Loader:
         device: torch.device | str = "cpu",
         collate: Callable[[Sequence[Sample]], Batch] = stack,
         transform: Callable[[Batch, list[random.Random]], Batch] | None = None,
+        sampler: Order | None = None,
     ) -> None:
         world = dist.world()
         self.dataset, self.cfg, self.train, self.transform = dataset, cfg, train, transform
         self.device = torch.device(device)
-        self.sampler = Sampler(
-            len(dataset), cfg.batch_size, train, cfg.seed, cfg.drop_last and train, world.rank, world.size
-        )
+        if sampler is None:
+            drop_last = cfg.drop_last and train
+            sampler = Sampler(len(dataset), cfg.batch_size, train, cfg.seed, drop_last, world.rank, world.size)
+        self.sampler: Order = sampler
         if len(dataset) == 0:
             raise ValueError(f"the dataset {type(dataset).__name__} has no samples; check its paths and its split")
         if train and len(self) == 0:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -10,6 +11,16 @@ import torch
 def randomness(seed: int, epoch: int, *purpose: int | str) -> random.Random:
     """A generator for one purpose, such as one sample of one epoch; its seed is text, which Python hashes well."""
     return random.Random("/".join(map(str, (seed, epoch, *purpose))))
+
+
+class Order(Protocol):
+    """Which samples form which batch on this process; in training as many batches on every process."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this process."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """The batches of an epoch from number `start` on, as indices of samples."""
 
 
 @dataclass(frozen=True)

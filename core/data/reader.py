@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from core.data.batches import Batch, Sample, map_tensors
-from core.data.order import Sampler, randomness
+from core.data.order import Order, randomness
 
 SUBSTITUTES = 20  # samples tried in place of one that cannot be read
 
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
 class Plans:
     """The batches to read from `start` (epoch, batch) to the end of the epoch before `until`, with no pause between."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Order) -> None:
         self.sampler = sampler
         self.start = (0, 0)
         self.until: int | None = None

@@ -71,6 +71,34 @@ def run(loader: Loader, until: int) -> list[tuple[int, Any]]:
 # ---------------------------------------------------------------------------------------------------------- sampler
 
 
+class Backwards:
+    """Pairs of samples, the last ones first; swapped in every second epoch."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        pairs = [[5, 4], [3, 2], [1, 0]]
+        return iter([pair[::-1] if epoch % 2 else pair for pair in pairs][start:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_order_of_ones_own(workers: int) -> None:
+    settings = LoaderConfig(batch_size=4, workers=workers)
+    loader = Loader(Numbers(6), settings, train=True, sampler=Backwards())
+    seen = [(epoch, batch["id"]) for epoch in loader.epochs(2) for batch in loader]
+    assert seen[:3] == [(0, ["s5", "s4"]), (0, ["s3", "s2"]), (0, ["s1", "s0"])]
+    assert seen[3:] == [(1, ["s4", "s5"]), (1, ["s2", "s3"]), (1, ["s0", "s1"])]
+    again = Loader(Numbers(6), settings, train=True, sampler=Backwards())
+    again.load_state_dict({"epoch": 1, "batch": 2})
+    assert [batch["id"] for _ in again.epochs(2) for batch in again] == [["s0", "s1"]]
+    everything = Loader(Numbers(6), settings, train=False, sampler=Backwards())
+    assert [batch["id"] for batch in everything] == [["s5", "s4"], ["s3", "s2"], ["s1", "s0"]]
+    assert everything.coverage().scored == 6
+    for each in (loader, again, everything):
+        each.close()
+
+
 @given(
     samples=st.integers(1, 200),
     size=st.integers(1, 5),
