@@ -125,7 +125,7 @@ def answer(model: nn.Module, batch: Batch) -> Iterable[tuple[list[int], Any]]:
 
 
 def _decode(answers: Iterable[tuple[list[int], Any]], batch: Batch, cfg: Config) -> list[tuple[str, Detections]]:
-    found = []
+    found: list[tuple[str, Detections]] = []
     for group, outputs in answers:
         own = {key: [batch[key][i] for i in group] for key in ("fps", "stride_frames", "window_frames", "duration_s")}
         found += zip([batch["id"][i] for i in group], decode(outputs, own, cfg.postprocess), strict=True)
@@ -148,9 +148,8 @@ def _collect(collector: metrics.Collector, work: Future[list[tuple[str, Detectio
 
 def table_of(found: Found) -> dict[str, Detections]:
     """The columns of `evaluate` by video."""
-    spread = found.get("spread", [None] * len(found["id"]))
-    columns = zip(found.get("segments", ()), found.get("scores", ()), found.get("labels", ()), spread, strict=False)
-    return {video: Detections(*one) for video, one in zip(found["id"], columns, strict=True)}
+    columns = [found.get(name, [None] * len(found["id"])) for name in ("segments", "scores", "labels", "spread")]
+    return {video: Detections(*one) for video, *one in zip(found["id"], *columns, strict=True)}
 
 
 def finish(table: Mapping[str, Detections], cfg: Config) -> dict[str, Detections]:
@@ -170,7 +169,7 @@ def finish(table: Mapping[str, Detections], cfg: Config) -> dict[str, Detections
         rules = TemporalConstraints.of(post.constraints)
         for video, found in answers.items():
             stays = rules.keep(found.segments_s, found.labels, found.scores)
-            answers[video] = Detections(*(None if column is None else column[stays] for column in found))
+            answers[video] = found.take(stays)
     return answers
 
 

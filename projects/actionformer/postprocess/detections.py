@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from projects.actionformer.config import PostprocessConfig
@@ -25,6 +26,11 @@ class Detections(NamedTuple):
     """(M,)"""
     spread_s: Floats | None = None
     """(M,2): how unsure a boundary distribution is of each end, as standard deviation"""
+
+    def take(self, rows: NDArray[Any]) -> Detections:
+        """Some of them: numbers in the order wanted, or True for those that stay."""
+        spread = None if self.spread_s is None else self.spread_s[rows]
+        return Detections(self.segments_s[rows], self.scores[rows], self.labels[rows], spread)
 
 
 class Outputs(Protocol):
