@@ -12,7 +12,15 @@ from core.run import RunConfig
 
 Task = Literal["recognition", "forecasting"]
 Backbone = Literal[
-    "slowfast_r101", "slowfast_r50", "slowfast_nano", "mvit_b", "mvit_nano", "memvit_16", "memvit_24", "memvit_nano"
+    "slowfast_r101",
+    "slowfast_r50",
+    "slowfast_nano",
+    "mvit_b",
+    "mvit_nano",
+    "memvit_16",
+    "memvit_24",
+    "memvit_nano",
+    "none",
 ]
 
 
@@ -77,7 +85,8 @@ class FeaturesConfig(Section):
 class ModelConfig(Section):
     """The network and which part of it learns."""
 
-    backbone: Backbone = Field("memvit_16", description="network that encodes one segment")
+    backbone: Backbone = Field("memvit_16", description="network that encodes one segment; none: precomputed features")
+    feature_size: int = Field(2304, ge=1, description="with backbone none: channels of the precomputed features")
     aggregator: Literal["concat", "mean", "transformer", "repeat"] = Field(
         "concat",
         description="what joins the features of the inputs; repeat: no forecaster, the recognized action of the first "
@@ -126,9 +135,6 @@ class MemoryConfig(Section):
     order: Literal["runs", "reference"] = Field(
         "runs", description="training order; runs visit every segment; reference may repeat some and miss others"
     )
-    learn_compression: bool = Field(
-        True, description="with clip: compress what is attended in the present step, so that compression learns"
-    )
 
 
 class LossConfig(Section):
@@ -159,9 +165,33 @@ class OptimConfig(optim.OptimConfig):
 class EvalConfig(Section):
     """How a model is tested."""
 
+    split: Literal["train", "val", "test"] = Field("val", description="which part, for the eval command")
+    batch_size: int = Field(8, ge=1, description="samples at a time")
+    sequences: int = Field(5, ge=1, description="alternative futures of a window (K); 1: the likeliest class everywhere")
+    sampling: Literal["id", "reference"] = Field(
+        "id",
+        description="id: a window's draws depend on eval.seed and its id alone; reference: torch's draws in the "
+        "original's order, which depend on batches",
+    )
+    seed: int = Field(0, ge=0, description="seed of the draws")
+    temperature: float = Field(1.0, gt=0, description="divides logits before drawing; below 1 is surer, above 1 bolder")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest classes that make up this share only")
+    average: Literal["samples", "batches"] = Field(
+        "samples", description="batches: mean over batches of their means, as the original"
+    )
+    views: int = Field(1, ge=1, description="recognition: parts of a segment that are looked at; 1 is its middle")
+    ensemble: Literal["sum", "max"] = Field("sum", description="recognition: how the shares of several views are joined")
+
 
 class PredictConfig(Section):
     """How a video of any length is answered."""
+
+    input: Path = Field(Path("video.mp4"), description="a video, or a folder of videos")
+    segment_s: float = Field(8.0, gt=0, description="seconds of a segment, the length of Ego4D's")
+    hop_s: float = Field(2.0, gt=0, description="seconds from one segment to the next")
+    at_s: float = Field(-1.0, description="second up to which the video is seen, then it is forecast; below 0: its end")
+    recognizer: str = Field("", description="weights of a recognition model, to name what was seen")
+    topk: int = Field(3, ge=1, description="classes listed for each action")
 
 
 class Config(Section):

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from core import clips, video
 from core.transforms import CenterCrop, Compose, Flip, Normalize, OnKey, RandomCrop, RandomShortSide, ShortSide
-from projects.lta_memvit import annotations, windows
-from projects.lta_memvit.annotations import FILES, UNKNOWN, Action, Taxonomy
+from projects.lta_memvit import ego4d, windows
 from projects.lta_memvit.config import ClipConfig, Config, DataConfig
+from projects.lta_memvit.ego4d import FILES, UNKNOWN, Action, Taxonomy
 from projects.lta_memvit.windows import Frames, Window
 
 Transform = Callable[[dict[str, Any], list[random.Random]], dict[str, Any]]
@@ -59,7 +59,7 @@ class Benchmark:
 
     def clips(self, part: str) -> dict[str, tuple[Action, ...]]:
         """The actions of every clip in time order."""
-        return annotations.by_clip(self.actions(part))
+        return ego4d.by_clip(self.actions(part))
 
     def windows(self, part: str, inputs: int | None = None) -> list[Window]:
         """All windows of a part, also those of clips that are missing on disk."""
@@ -106,13 +106,13 @@ def load(cfg: DataConfig) -> Benchmark:
 
     Raises: ValueError for files that are missing or malformed, and for labels without a name.
     """
-    taxonomy = annotations.read_taxonomy(cfg.annotations / annotations.TAXONOMY)
+    taxonomy = ego4d.read_taxonomy(cfg.annotations / ego4d.TAXONOMY)
     parts = {}
     for part, name in FILES.items():
         path = cfg.annotations / name
         if path.exists():
-            parts[part] = annotations.read_actions(path)
-            annotations.check_labels(path, parts[part], taxonomy)
+            parts[part] = ego4d.read_actions(path)
+            ego4d.check_labels(path, parts[part], taxonomy)
     if not parts:
         raise ValueError(f"{cfg.annotations}: none of {', '.join(FILES.values())} is there; link Ego4D's annotations")
     return Benchmark(cfg, taxonomy, parts)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from core import clips
-from projects.lta_memvit.annotations import Action
+from projects.lta_memvit.ego4d import Action
 
 Rule = Literal["all", "reference"]
 
@@ -66,10 +66,7 @@ def seconds(action: Action, clip_s: float, rng: random.Random | None = None) -> 
     the original's: its rounding decides on frames.
     """
     length = action.end_s - action.start_s
-    if rng is None:
-        offset = length / 2 - clip_s / 2
-    else:
-        offset = rng.uniform(0, max(length - clip_s, 0))
+    offset = length / 2 - clip_s / 2 if rng is None else rng.uniform(0, max(length - clip_s, 0))
     return offset + action.start_s, offset + clip_s + action.start_s
 
 

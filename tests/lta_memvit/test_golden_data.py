@@ -13,7 +13,7 @@ import torch
 
 from core import clips, video
 from core.video.transcoder import _size
-from projects.lta_memvit import annotations, data, windows
+from projects.lta_memvit import data, ego4d, windows
 from projects.lta_memvit.config import ClipConfig, DataConfig
 from projects.lta_memvit.data import Benchmark
 from projects.lta_memvit.windows import Window
@@ -47,7 +47,7 @@ def shown(name: str) -> ClipConfig:
 def official(case: Case, key: str, rule: str) -> list[Window]:
     """Our windows under a rule of the case. `minus_one` also left out clips without a file: those it never lists."""
     part, inputs = named(key)
-    actions = annotations.by_clip(annotations.read_actions(case.path / annotations.FILES[PARTS[part]]))
+    actions = ego4d.by_clip(ego4d.read_actions(case.path / ego4d.FILES[PARTS[part]]))
     if not rule.startswith("minus_one"):
         return windows.windows(actions, inputs, 20)
     lists = case.json()[rule]
@@ -64,8 +64,8 @@ def test_windows_hold_the_actions_of_the_official_ones(case: Case, parity: Parit
             assert [window.id for window in ours] == [entry["clip_id"] for entry in expected], (rule, key)
             assert [window.clip_uid for window in ours] == [entry["clip_uid"] for entry in expected]
             for name, read in {
-                "input_idx": lambda window: [action.index for action in window.inputs],
-                "forecast_idx": lambda window: [action.index for action in window.future],
+                "input_idx": lambda window: [action.number for action in window.inputs],
+                "forecast_idx": lambda window: [action.number for action in window.future],
                 "forecast_verbs": lambda window: [action.verb for action in window.future],
                 "forecast_nouns": lambda window: [action.noun for action in window.future],
             }.items():
@@ -86,13 +86,13 @@ def test_the_seconds_of_an_input_are_the_official_ones(case: Case, parity: Parit
 
 @pytest.mark.parametrize("case", found("dataset_windows*"))
 def test_every_entry_is_a_sample_of_recognition_in_file_order(case: Case, tmp_path: Path) -> None:
-    content = case.json(annotations.FILES["train"])["clips"]
+    content = case.json(ego4d.FILES["train"])["clips"]
     for entry in content:
         (tmp_path / f"{entry['clip_uid']}.mp4").touch()
     benchmark = data.load(DataConfig(annotations=case.path, clips=tmp_path))
     ours = benchmark.recognition("train", ClipConfig(), train=True)
     keys = ("clip_uid", "action_clip_start_sec", "action_clip_end_sec", "verb_label", "noun_label", "action_idx")
-    fields = ("clip_uid", "start_s", "end_s", "verb", "noun", "index")
+    fields = ("clip_uid", "start_s", "end_s", "verb", "noun", "number")
     assert [[getattr(action, name) for name in fields] for action in ours.actions] == [
         [entry[key] for key in keys] for entry in content
     ]
@@ -108,10 +108,10 @@ def opened(case: Case, folder: Path, inputs: int) -> Benchmark:
     for path in case.path.glob("*.mp4"):
         shutil.copy(path, folder)
     (name,) = [path.name for path in case.path.glob("fho_lta_*.json")]
-    part = next(part for part, file in annotations.FILES.items() if file == name)
-    parts = {part: annotations.read_actions(case.path / name)}
+    part = next(part for part, file in ego4d.FILES.items() if file == name)
+    parts = {part: ego4d.read_actions(case.path / name)}
     cfg = DataConfig(annotations=case.path, clips=folder, inputs=inputs, future=1, windows="reference")
-    return Benchmark(cfg, annotations.Taxonomy(("verb",), ("noun",)), parts)
+    return Benchmark(cfg, ego4d.Taxonomy(("verb",), ("noun",)), parts)
 
 
 def numbers(pixels: torch.Tensor) -> np.ndarray:

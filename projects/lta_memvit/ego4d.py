@@ -17,7 +17,7 @@ class Action(NamedTuple):
     """One annotated segment of a clip; times count from the clip's start, labels are class ids or `UNKNOWN`."""
 
     clip_uid: str
-    index: int  # `action_idx`: order within the clip, by the point of no return
+    number: int  # `action_idx`: order within the clip, by the point of no return
     start_s: float
     end_s: float
     verb: int
@@ -28,7 +28,7 @@ class Action(NamedTuple):
     @property
     def id(self) -> str:
         """The name by which the challenge knows what follows this action, and by which we know the action."""
-        return f"{self.clip_uid}_{self.index}"
+        return f"{self.clip_uid}_{self.number}"
 
 
 class Taxonomy(NamedTuple):
@@ -69,7 +69,7 @@ def by_clip(actions: Iterable[Action]) -> dict[str, tuple[Action, ...]]:
     clips: dict[str, list[Action]] = {}
     for action in actions:
         clips.setdefault(action.clip_uid, []).append(action)
-    return {name: tuple(sorted(found, key=lambda action: action.index)) for name, found in clips.items()}
+    return {name: tuple(sorted(found, key=lambda action: action.number)) for name, found in clips.items()}
 
 
 def check_labels(path: Path, actions: Sequence[Action], taxonomy: Taxonomy) -> None:
@@ -98,7 +98,7 @@ def _action(path: Path, number: int, entry: Any) -> Action:
     try:
         return Action(
             clip_uid=str(entry["clip_uid"]),
-            index=int(entry["action_idx"]),
+            number=int(entry["action_idx"]),
             start_s=float(entry["action_clip_start_sec"]),
             end_s=float(entry["action_clip_end_sec"]),
             verb=int(entry.get("verb_label", UNKNOWN)),
