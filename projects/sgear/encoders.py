@@ -75,9 +75,10 @@ def _folder(encoder: str) -> Path:
 
 def _load(folder: Path) -> tuple[Any, Any]:
     try:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer, logging
     except ImportError as error:
         raise ValueError("sentence encoders need transformers: pip install transformers") from error
+    logging.disable_progress_bar()
     try:
         model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=None).eval()
         return AutoTokenizer.from_pretrained(folder, local_files_only=True), model

@@ -22,12 +22,17 @@ from projects.sgear.model.prototypes import unit
 ORIGIN = "origin.json"
 
 
-def write(path: Path, table: Mapping[int, Tensor], origin: Mapping[str, Any]) -> None:
-    """Write vectors by action id atomically, with what is to be known about their origin (anything JSON can say)."""
+def write(path: Path, table: Tensor | Mapping[int, Any], origin: Mapping[str, Any]) -> None:
+    """Write a table (K,...), row by action id, or a dict as it is; atomically, with what is known of its origin.
+
+    `origin` holds anything JSON can say.
+    """
+    rows = {key: row.detach().cpu().clone() for key, row in enumerate(table)} if isinstance(table, Tensor) else table
     with replacing(path) as temporary:
-        torch.save({int(key): value.detach().cpu().clone() for key, value in table.items()}, temporary)
+        torch.save(dict(rows), temporary)
         with zipfile.ZipFile(temporary, "a", zipfile.ZIP_STORED) as archive:
-            archive.writestr(ORIGIN, simplejson.dumps(dict(origin), indent=2))
+            folder = archive.namelist()[0].split("/")[0]  # torch reads archives with one folder only
+            archive.writestr(f"{folder}/{ORIGIN}", simplejson.dumps(dict(origin), indent=2))
 
 
 def read(source: str | Path, classes: int | None = None) -> Tensor:
@@ -56,9 +61,27 @@ def read(source: str | Path, classes: int | None = None) -> Tensor:
 
 def origin(source: str | Path) -> dict[str, Any]:
     """What the file says about its origin; empty for files of others."""
-    with contextlib.suppress(zipfile.BadZipFile, KeyError, ValueError), zipfile.ZipFile(fetch(source)) as archive:
-        return dict(simplejson.loads(archive.read(ORIGIN)))
+    with contextlib.suppress(zipfile.BadZipFile, ValueError), zipfile.ZipFile(fetch(source)) as archive:
+        for name in archive.namelist():
+            if name.endswith(f"/{ORIGIN}"):
+                return dict(simplejson.loads(archive.read(name)))
     return {}
+
+
+def read_exemplars(source: str | Path) -> dict[int, Tensor]:
+    """Stored embeddings (n,D) of a recognition run by action id, n = 0 where a class had no sample.
+
+    Raises: ValueError naming the file, for another layout.
+    """
+    path = fetch(source)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        tables = {int(key): torch.tensor(value, dtype=torch.float32) for key, value in content.items()}
+        if any(table.numel() and table.ndim != 2 for table in tables.values()):
+            raise ValueError("a class holds something else than a list of vectors")
+    except Exception as error:
+        raise ValueError(f"{path}: expected dict[int -> list of vectors] ({str(error).splitlines()[0]})") from error
+    return tables
 
 
 def similarities(encodings: Tensor) -> Tensor:

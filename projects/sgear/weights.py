@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.checkpoint import load_weights
 from core.run import Run
-from projects.sgear import convert, prototype_files
+from projects.sgear import convert, data, prototype_files
 from projects.sgear.config import Config, ModelConfig
 from projects.sgear.data import Benchmark
 from projects.sgear.model import Sgear
@@ -146,43 +146,72 @@ def _some(names: Sequence[str]) -> str:
 def load(cfg: Config, job: Run, benchmark: Benchmark) -> tuple[Sgear, dict[str, Any]]:
     """The network of `ckpt`, or the best (else last) of the run directory, in eval mode on the run's device.
 
-    Beside it what its file says about itself, empty for official ones.
-
-    Settings that change an answer and differ from those of the training are a warning.
+    Beside it what its file says about itself, empty for official ones. Settings that change an answer and differ from
+    those of the training are a warning.
 
     Raises: ValueError when there are no weights, or they do not fit the configuration.
     """
-    folder = job.out / "checkpoints"
-    own = [path for path in (folder / "best.safetensors", folder / "last.safetensors") if path.exists()]
-    if not cfg.ckpt and not own:
-        raise ValueError(f"{folder} holds no weights; train first (run.out={job.out}), or name a file with ckpt=FILE")
-    source = cfg.ckpt or str(own[0])
+    source = _source(cfg, job)
     net = build(cfg, benchmark)
     report, note = convert.load(net, source)
     said = str(report).replace("the given state-dict", source)
     job.log.info(f"{said}{'; ' if note else ''}{note}")
     _, told = convert.read(source)
-    now = about(cfg, benchmark)
     names = told.get("classes")
     if isinstance(names, list) and tuple(names) != benchmark.actions:
         raise ValueError(f"{source} was trained on other classes than those of {cfg.data.dataset}; choose its dataset")
-    for key, trained in (told.get("clip") or {}).items():
-        if now["clip"].get(key) != trained:
-            job.log.warning(f"these weights were trained with data.{key}={trained}, not {now['clip'].get(key)}")
+    _compare(told, cfg, source, job)
     return net.to(job.device).eval(), told
+
+
+def answering(cfg: Config, job: Run) -> tuple[Sgear, tuple[str, ...]]:
+    """The network of the weights alone, and the names of its actions; the dataset is read only for files of others.
+
+    Raises: ValueError as `load`, and when the weights are of another kind of input than the configuration's.
+    """
+    source = _source(cfg, job)
+    _, told = convert.read(source)
+    if "classes" not in told or not isinstance(told.get("model"), dict):
+        benchmark = data.load(cfg.data)
+        return load(cfg, job, benchmark)[0], benchmark.actions
+    net, found = convert.open_model(source)
+    if net.cfg.input != cfg.model.input:
+        raise ValueError(f"{source} holds {found}, but model.input={cfg.model.input}; use the run's own config.yaml")
+    job.log.info(f"{source}: {found}")
+    _compare(told, cfg, source, job)
+    return net.to(job.device).eval(), tuple(told["classes"])
+
+
+def _source(cfg: Config, job: Run) -> str:
+    """The file that answers. Raises: ValueError when there is none."""
+    folder = job.out / "checkpoints"
+    own = [path for path in (folder / "best.safetensors", folder / "last.safetensors") if path.exists()]
+    if not cfg.ckpt and not own:
+        raise ValueError(f"{folder} holds no weights; train first (run.out={job.out}), or name a file with ckpt=FILE")
+    return cfg.ckpt or str(own[0])
+
+
+def _compare(told: Mapping[str, Any], cfg: Config, source: str, job: Run) -> None:
+    for key, trained in (told.get("clip") or {}).items():
+        now = _clip(cfg).get(key)
+        if now != trained:
+            job.log.warning(f"{source} was trained with data.{key}={trained}, not {now}")
+
+
+def _clip(cfg: Config) -> dict[str, Any]:
+    """What the model learned to see, and so has to be shown."""
+    settings = cfg.data.model_dump(mode="json")
+    return {key: settings[key] for key in ("frames", "rate", "tau_a", "tau_o", "strategy")}
 
 
 def about(cfg: Config, benchmark: Benchmark) -> dict[str, Any]:
     """What a file of weights says about itself, so that it answers without the dataset and the run it came from."""
-    data = cfg.data.model_dump(mode="json")
-    clip = {key: data[key] for key in ("frames", "rate", "tau_a", "tau_o", "strategy")}
-    model = cfg.model.model_dump(mode="json")
-    taxonomy = {"verbs": list(benchmark.verbs), "nouns": list(benchmark.nouns)}
     return {
-        "model": {**model, "init": [], "pretrained": "", "blocks": []},
+        "model": {**cfg.model.model_dump(mode="json"), "init": [], "pretrained": "", "blocks": []},
         "dataset": cfg.data.dataset,
         "frames": cfg.data.frames,
         "classes": list(benchmark.actions),
-        **taxonomy,
-        "clip": clip,
+        "verbs": list(benchmark.verbs),
+        "nouns": list(benchmark.nouns),
+        "clip": _clip(cfg),
     }
