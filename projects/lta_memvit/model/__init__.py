@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from projects.lta_memvit.config import MemoryConfig, ModelConfig, Task
 from projects.lta_memvit.model.aggregators import Concat, Mean, Transformer
@@ -33,12 +33,10 @@ __all__ = [
     "Repeat",
     "SlowFast",
     "build",
-    "forget",
     "freeze",
     "pack",
     "streams",
     "train",
-    "trunk",
 ]
 
 
@@ -86,7 +84,7 @@ def _trunk_width(cfg: ModelConfig) -> int:
     if cfg.backbone in SIZES:
         return 36 * SIZES[cfg.backbone].width
     variant = VARIANTS[cfg.backbone]
-    return variant.width * 2 ** len(variant.steps)
+    return variant.width << len(variant.steps)
 
 
 def _backbone(cfg: ModelConfig, memory: MemoryConfig, head: nn.Module, frames: int, crop: int) -> Backbone:
@@ -128,18 +126,6 @@ def streams(batch: Mapping[str, Any], memory: MemoryConfig, *, train: bool = Fal
     if train:
         return [Place((row, clip), position) for row, (clip, position) in enumerate(places)]
     return [Place(clip, position) for clip, position in places]
-
-
-def forget(net: nn.Module) -> None:
-    """Forget what the network remembers of streams: before an epoch, an evaluation, another video."""
-    assert isinstance(net, Network)
-    net.forget()
-
-
-def trunk(net: nn.Module) -> dict[str, Tensor]:
-    """The weights that features depend on: those of the backbone without its head."""
-    assert isinstance(net, Network)
-    return {name: value for name, value in net.backbone.state_dict().items() if not name.startswith("head.")}
 
 
 def freeze(net: Network) -> Network:

@@ -146,13 +146,11 @@ class ClipMemory:
         entries = len(self._attended)
         if not entries:
             return None
-        found = [clip[block] for clips in self._attended for clip in clips if clip is not None]
-        blank = (
-            (torch.zeros_like(k[:1]), torch.zeros_like(v[:1])) if not found else tuple(map(torch.zeros_like, found[0]))
-        )
-        pairs = [[blank if clip is None else clip[block] for clip in clips] for clips in self._attended]
-        keys, values = (torch.cat([pair[i] for clips in pairs for pair in clips]) for i in (0, 1))
-        if self._raw:  # (entries·B, tokens, C), compressed all at once
+        known = next((clip[block] for clips in self._attended for clip in clips if clip is not None), (k[:1], v[:1]))
+        blank = (torch.zeros_like(known[0]), torch.zeros_like(known[1]))  # its keys will be masked
+        pairs = [blank if clip is None else clip[block] for clips in self._attended for clip in clips]
+        keys, values = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))  # (entries·B, tokens, ...)
+        if self._raw:
             keys, values, grid = attention.compress(keys, values, grid)
             keys, values = attention.project(keys, values)
         else:

@@ -14,7 +14,16 @@ from core.nn import DropPath, Mlp
 from projects.lta_memvit.model import relative
 from projects.lta_memvit.model.memory import Memory, Pair, Past
 from projects.lta_memvit.model.plan import BlockPlan, Grid, Variant, Widen, blocks
-from projects.lta_memvit.model.tokens import Compress, PatchEmbed, Pool, initialize, pool_skip, to_tokens, to_video
+from projects.lta_memvit.model.tokens import (
+    Compress,
+    PatchEmbed,
+    Pool,
+    grid_of,
+    initialize,
+    pool_skip,
+    to_tokens,
+    to_video,
+)
 
 COMPRESSION = (4, 2, 2)  # strides of the compression
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -56,8 +65,12 @@ class MeMViT(nn.Module):
         self.norm = LayerNorm(self.width)
         self.head = head
         initialize(self)
-        for block in self.blocks:
-            block.attn.remember(memory is not None and block.attn.plan.index % 2 == 0)
+        for block in self._blocks:
+            block.attn.remember(memory is not None and block.plan.index % 2 == 0)
+
+    @property
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def features(self, video: Tensor, streams: Sequence[Hashable] | None = None) -> Tensor:
         """Shapes: see the class. `streams` tells for each clip which stream it continues.
@@ -68,13 +81,14 @@ class MeMViT(nn.Module):
         x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1)
         memory = self.memory if streams is not None else None
         if memory is not None:
-            memory.begin(streams or (), self.blocks[0].attn, video.device)
-        for block in self.blocks:
+            memory.begin(streams or (), self._blocks[0].attn, video.device)
+        for block in self._blocks:
             if self.recompute and torch.is_grad_enabled() and not (memory is not None and block.attn.remembers):
                 x, grid = checkpoint(block, x, grid, memory, use_reentrant=False)
             else:
                 x, grid = block(x, grid, memory)
-        return self.norm(x[:, :1])[:, 0]
+        token: Tensor = self.norm(x[:, 0])
+        return token
 
 
 class Block(nn.Module):
@@ -109,6 +123,11 @@ class Attention(nn.Module):
 
     Tokens (B, 1 + T·H·W, inputs) -> (B, 1 + pooled, inner) and their grid.
     """
+
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    compress_k: Compress
 
     def __init__(self, plan: BlockPlan, *, causal: bool, length: int) -> None:
         super().__init__()
@@ -145,7 +164,7 @@ class Attention(nn.Module):
     @property
     def learns(self) -> bool:
         """Will there be gradients for the compression?"""
-        return torch.is_grad_enabled() and self.compress_k.weight.requires_grad
+        return torch.is_grad_enabled() and bool(self.compress_k.weight.requires_grad)
 
     def forward(self, x: Tensor, grid: Grid, memory: Memory | None = None) -> tuple[Tensor, Grid]:
         """Shapes: see the class."""
@@ -169,7 +188,7 @@ class Attention(nn.Module):
         video = getattr(self, f"pool_{name}")(to_video(x[:, 1:], grid))
         tokens = torch.cat([x[:, :1], to_tokens(video)], 1)
         normed = getattr(self, f"norm_{name}")(tokens.unflatten(-1, (self.plan.heads, -1))).flatten(2)
-        return normed, (video.shape[2], video.shape[3], video.shape[4])
+        return normed, grid_of(video)
 
     def _with_positions(self, q: Tensor, k: Tensor, q_grid: Grid, kv_grid: Grid, past: Past | None) -> Pair:
         """Queries and keys (B, heads, tokens, D) with the channels of relative positions and masks."""
@@ -207,7 +226,7 @@ class Attention(nn.Module):
             video = getattr(self, f"compress_{name}")(to_video(tokens[:, 1:], grid))
             together = torch.cat([tokens[:, :1], to_tokens(video)], 1)
             small.append(getattr(self, f"norm_compress_{name}")(together))
-        return small[0], small[1], (video.shape[2], video.shape[3], video.shape[4])
+        return small[0], small[1], grid_of(video)
 
     def project(self, k: Tensor, v: Tensor) -> Pair:
         """Keys and values (B, tokens, inputs) -> (B, tokens, inner)."""

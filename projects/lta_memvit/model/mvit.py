@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from core.nn import DropPath, Mlp
 from projects.lta_memvit.model.memvit import LayerNorm, attend
 from projects.lta_memvit.model.plan import BlockPlan, Grid, Variant, blocks, patch_grid
-from projects.lta_memvit.model.tokens import PatchEmbed, Pool, initialize, pool_skip, to_tokens, to_video
+from projects.lta_memvit.model.tokens import PatchEmbed, Pool, grid_of, initialize, pool_skip, to_tokens, to_video
 
 
 class MViT(nn.Module):
@@ -62,7 +62,8 @@ class MViT(nn.Module):
                 x, grid = checkpoint(block, x, grid, use_reentrant=False)
             else:
                 x, grid = block(x, grid)
-        return self.norm(x[:, :1])[:, 0]
+        token: Tensor = self.norm(x[:, 0])
+        return token
 
 
 class Block(nn.Module):
@@ -121,4 +122,4 @@ class Attention(nn.Module):
         video = getattr(self, f"pool_{name}")(to_video(x[:, 1:], grid))
         tokens = torch.cat([x[:, :1], to_tokens(video)], 1)
         normed = getattr(self, f"norm_{name}")(tokens.unflatten(-1, (self.plan.heads, -1))).flatten(2)
-        return normed, (video.shape[2], video.shape[3], video.shape[4])
+        return normed, grid_of(video)

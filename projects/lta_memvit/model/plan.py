@@ -78,7 +78,7 @@ def blocks(variant: Variant, frames: int, crop: int, widen: Widen) -> list[Block
     """
 
     def width(index: int) -> int:
-        return variant.width * 2 ** sum(step <= index for step in variant.steps)
+        return variant.width << sum(step <= index for step in variant.steps)
 
     plans: list[BlockPlan] = []
     grid, kv_stride = patch_grid(frames, crop), variant.kv_stride

@@ -1,9 +1,9 @@
 """Decomposed relative positions as extra channels of queries and keys.
 
 MViTv2 and MeMViT add q·T[t, t'] + q·H[h, h'] + q·W[w, w'] to the logit of a query and a key. Written as a sum over key
-frames, rows and columns this is a scalar product too: a query gets one channel for every frame, row and column where keys
-lie, holding its product with the table, and a key a one in its three channels. So attention stays a plain scalar product
-without a bias as large as the logits, and a mask is one channel more.
+frames, rows and columns this is a scalar product too: a query gets one channel for every frame, row and column of keys,
+holding its product with the table, and a key a one in the three channels where it lies. So attention stays a plain
+scalar product without a bias as large as the logits, and a mask is one channel more.
 """
 
 from __future__ import annotations
@@ -20,28 +20,36 @@ from projects.lta_memvit.model.plan import Grid
 MASKED = -30_000.0  # e to this power is 0 in every precision, and half precision can hold it
 
 
-class Rows(NamedTuple):
-    """Which row of a table belongs to a query and a key along one axis: `index` int64 (queries, keys)."""
+class Lookup(NamedTuple):
+    """Which row of a table belongs to a query and a key along one axis."""
 
-    index: Tensor
-    size: int
+    rows: Tensor
+    """int64 (queries, keys)."""
+    length: int
     """How many rows the table should have, or 0: any."""
 
+    def read(self, table: Tensor) -> Tensor:
+        """Table (rows, D) -> (queries, keys, D); one of another length is interpolated."""
+        if self.length and len(table) != self.length:
+            table = F.interpolate(table.T[None], size=self.length, mode="linear")[0].T
+        return table[self.rows.clamp(max=len(table) - 1)]
 
-@functools.lru_cache(maxsize=256)
-def spatial(queries: Grid, keys: Grid) -> tuple[Rows, Rows]:
+
+@functools.lru_cache(maxsize=512)
+@torch.inference_mode(False)  # what is kept serves training too
+def spatial(queries: Grid, keys: Grid, device: torch.device) -> tuple[Lookup, Lookup]:
     """The rows for heights and for widths between two grids, in steps of the finer one.
 
     Where the tables of a picture would differ in length, the original counts columns in steps of rows and keeps them in
     the range of rows; for pictures higher than wide it fails, and the same rule serves here.
     """
     (_, q_rows, q_columns), (_, k_rows, k_columns) = queries, keys
-    size = 2 * max(q_rows, k_rows) - 1
-    square = size == 2 * max(q_columns, k_columns) - 1
+    length = 2 * max(q_rows, k_rows) - 1
+    square = length == 2 * max(q_columns, k_columns) - 1
     heights = _distances(q_rows, k_rows, q_rows, k_rows)
     widths = _distances(q_columns, k_columns, *((q_columns, k_columns) if square else (q_rows, k_rows)))
     widths = widths.clamp(heights.min(), heights.max())
-    return Rows(heights.long(), size), Rows(widths.long(), size)
+    return Lookup(heights.long().to(device), length), Lookup(widths.long().to(device), length)
 
 
 def _distances(queries: int, keys: int, q_scale: int, k_scale: int) -> Tensor:
@@ -51,22 +59,15 @@ def _distances(queries: int, keys: int, q_scale: int, k_scale: int) -> Tensor:
     return distances + (k_scale - 1) * k_ratio
 
 
-@functools.lru_cache(maxsize=256)
-def temporal(queries: int, keys: int, stride: int = 1) -> Rows:
-    """The rows for times; keys are `stride` steps apart and the first query follows the last of them at once.
+@functools.lru_cache(maxsize=512)
+@torch.inference_mode(False)
+def temporal(queries: int, keys: int, stride: int, device: torch.device) -> Lookup:
+    """The rows for times; keys are `stride` steps apart, the last of them at the time of the first query.
 
     So the present clip has stride 1, and the entries of memory are one long time axis that ends where it begins.
     """
-    return Rows(torch.arange(queries)[:, None] + stride * (keys - 1 - torch.arange(keys)[None]), 0)
-
-
-def _lookup(table: Tensor, rows: Rows) -> Tensor:
-    """(rows, D) -> (queries, keys, D); a table of another length is interpolated."""
-    if rows.size and len(table) != rows.size:
-        table = F.interpolate(table.T[None], size=rows.size, mode="linear")[0].T
-    index = rows.index.to(table.device, non_blocking=True)
-    found: Tensor = table[index.clamp(max=len(table) - 1)]
-    return found
+    rows = torch.arange(queries)[:, None] + stride * (keys - 1 - torch.arange(keys)[None])
+    return Lookup(rows.to(device), 0)
 
 
 class Tables(NamedTuple):
@@ -94,14 +95,14 @@ def query_channels(
 
     With `causal` the channels of frames after the query's are MASKED.
     """
-    axes = [temporal(queries[0], keys[0]), *spatial(queries, keys)]
-    found = [_lookup(table, rows) for table, rows in zip(tables, axes, strict=True)]
+    axes = [temporal(queries[0], keys[0], 1, q.device), *spatial(queries, keys, q.device)]
+    found = [axis.read(table) for axis, table in zip(axes, tables, strict=True)]
     if memory is not None:
         frames = memory.entries * memory.grid[0]
-        axes = [temporal(queries[0], frames, memory.stride), *spatial(queries, memory.grid)]
-        also = [_lookup(table, rows) for table, rows in zip(memory.tables, axes, strict=True)]
+        axes = [temporal(queries[0], frames, memory.stride, q.device), *spatial(queries, memory.grid, q.device)]
+        also = [axis.read(table) for axis, table in zip(axes, memory.tables, strict=True)]
         found = [torch.cat(pair, 1) for pair in zip(found, also, strict=True)]
-    times, heights, widths = (rows.transpose(1, 2) for rows in found)  # (queries, D, keys)
+    times, heights, widths = (rows.to(q.dtype).transpose(1, 2) for rows in found)  # (queries, D, keys)
 
     t, h, w = queries
     patches = q[:, :, 1:].unflatten(2, queries)  # (B, heads, t, h, w, D)
@@ -116,7 +117,8 @@ def query_channels(
     return F.pad(channels, (0, 0, 1, 0))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=512)
+@torch.inference_mode(False)
 def key_channels(keys: Grid, entries: int, memory: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The ones of keys (entries of memory, oldest first, then the present clip; each a class token and patches).
 

@@ -129,7 +129,7 @@ class StemPathway(nn.Module):
 
 
 class Lateral(nn.Module):
-    """Fast features at the slow frame rate, twice as wide, behind the slow ones: slow (B, C, ...) -> (B, C + 2c, ...)."""
+    """Fast features at the slow frame rate, twice as wide, go behind the slow ones: slow (B, C, ...) -> (B, C + 2c, ...)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

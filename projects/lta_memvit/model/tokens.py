@@ -23,7 +23,7 @@ class PatchEmbed(nn.Module):
     def forward(self, video: Tensor) -> tuple[Tensor, Grid]:
         """Shapes: see the class."""
         patches = self.proj(video.contiguous(memory_format=torch.channels_last_3d))
-        return to_tokens(patches), (patches.shape[2], patches.shape[3], patches.shape[4])
+        return to_tokens(patches), grid_of(patches)
 
 
 def to_video(patches: Tensor, grid: Grid) -> Tensor:
@@ -36,8 +36,8 @@ def to_tokens(video: Tensor) -> Tensor:
     return video.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
 
-def pooled_grid(video: Tensor) -> Grid:
-    """The grid of a video (B, C, T, H, W)."""
+def grid_of(video: Tensor) -> Grid:
+    """Frames, rows and columns of a video (B, C, T, H, W)."""
     return video.shape[2], video.shape[3], video.shape[4]
 
 
