@@ -98,7 +98,9 @@ class Benchmark:
 
     @property
     def empty_classes(self) -> tuple[int, ...]:
-        """Label ids below data.classes that no video has."""
+        """Label ids below data.classes that no video has; none for proposals."""
+        if self.proposals:
+            return ()
         return tuple(sorted(set(range(self.cfg.classes)) - set(self.annotations.label_ids.values())))
 
     @property
@@ -305,6 +307,10 @@ def sample_of(
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """A batch: features (B, C, T) padded to the longest, mask (B, T), the rest as lists of exact numbers."""
+    """A batch: features (B, C, T) padded to the longest, mask (B, T), the rest as lists of exact numbers.
+
+    `lengths` says without a look at the mask, which may be on a GPU, how many features each sample has.
+    """
     batch = pad([{key: sample[key] for key in ("id", "features")} for sample in samples], ["features"])
+    batch["lengths"] = [sample["features"].shape[-1] for sample in samples]
     return {**batch, **{key: [sample[key] for sample in samples] for key in LISTS}}

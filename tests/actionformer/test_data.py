@@ -141,14 +141,8 @@ def test_actions_beyond_the_features_go_or_are_cut() -> None:
 
 def test_repetitions_and_slips_are_taken_out_as_the_evaluator_does() -> None:
     a = Action("x", 0, 1.0, 2.0)
-    actions = (
-        a,
-        a,
-        a._replace(start_s=1.0009),
-        a._replace(label_id=1),
-        a._replace(start_s=1.002),
-        a._replace(end_s=1.0),
-    )
+    near, point = a._replace(start_s=1.0009), a._replace(end_s=1.0)
+    actions = (a, a, near, a._replace(label_id=1), a._replace(start_s=1.002), point)
     assert without_repetitions(actions) == (a, a._replace(label_id=1), a._replace(start_s=1.002))
     assert point in without_repetitions(actions, points=True)
 
@@ -430,7 +424,7 @@ def test_a_batch_pads_features_and_keeps_the_rest_exact(tmp_path: Path) -> None:
     )
     (batch,) = loader
     assert batch["features"].shape == (2, 4, 50)
-    assert batch["mask"].sum(1).tolist() == [50, 20]
+    assert batch["mask"].sum(1).tolist() == batch["lengths"] == [50, 20]
     assert not batch["features"][1, :, 20:].any()
     assert [len(segments) for segments in batch["segments"]] == [2, 0]
     assert batch["fps"] == [30000 / 1001] * 2

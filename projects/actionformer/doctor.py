@@ -1,0 +1,125 @@
+"""Is everything there, and does it fit? Annotations, features, their geometry, the pyramid: before hours are spent.
+
+    python -m projects.actionformer.doctor projects/actionformer/configs/own.yaml
+
+ends with 0 when training can start. Every finding says how to repair it; at the end stands a configuration that would
+suit the data, and `doctor.html` in the run directory shows it all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from core import config
+from core.report import Page
+from projects.actionformer import checks, data, model
+from projects.actionformer.checks import Finding, error, ok, warning
+from projects.actionformer.config import Config
+from projects.actionformer.fit import Fit, Item, measure, suggestion
+
+LISTED = 500  # videos in the table of the page
+
+
+@dataclass
+class Examination:
+    """What is known so far: findings in order, and what they rest on."""
+
+    cfg: Config
+    findings: list[Finding] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    fit: Fit | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print every finding; returns 1 when one of them is an error."""
+    cfg = config.parse(Config, argv)
+    found = Examination(cfg)
+    for finding in examine(found):
+        found.findings.append(finding)
+        sys.stdout.write(f"{finding}\n")
+    if found.fit and found.fit.training:
+        sys.stdout.write(f"\na configuration that would suit these data:\n{suggestion(cfg, found.fit)}\n")
+    page(found).save(cfg.run.out / "doctor.html")
+    counts = [sum(finding.level == level for finding in found.findings) for level in ("error", "warning")]
+    sys.stdout.write(f"{counts[0]} errors, {counts[1]} warnings; {cfg.run.out / 'doctor.html'} shows the data\n")
+    return int(counts[0] > 0)
+
+
+def examine(found: Examination) -> Iterator[Finding]:
+    """Everything worth saying about a configuration on this machine, as it is found."""
+    cfg = found.cfg
+    yield machine(cfg)
+    try:
+        benchmark = data.load(cfg.data)
+    except ValueError as problem:
+        yield error(str(problem))
+        return
+    yield from checks.labels(benchmark)
+    if cfg.data.dataset not in data.LAYOUTS:
+        yield ok(f"{cfg.data.custom_class} reads the features; they are not looked at here")
+        return
+    for part in ("train", "eval"):
+        yield from checks.features(benchmark, part, found.items)
+    if found.items:
+        yield from checks.geometry(cfg, found.items)
+        found.fit = measure(cfg, found.items)
+        yield from checks.lengths(cfg, found.fit)
+        yield from checks.pyramid(cfg, found.fit)
+    yield network(cfg)
+
+
+def machine(cfg: Config) -> Finding:
+    """Device and free disk."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    folder = next(path for path in (cfg.run.out, *cfg.run.out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    text = f"{', '.join(gpus) or 'no GPU: training runs on the CPU'}; {free:.0f} GiB free for {cfg.run.out}"
+    return warning(text, "free some disk: checkpoints need room") if free < 1 else ok(text)
+
+
+def network(cfg: Config) -> Finding:
+    """Do the network and its input fit together?"""
+    channels, length = sum(cfg.data.input_dim), min(cfg.data.max_length, 64)
+    try:
+        net = model.build(
+            cfg.model, channels=cfg.data.input_dim, classes=cfg.data.classes, max_length=cfg.data.max_length
+        )
+        with torch.inference_mode():
+            net.eval()(torch.zeros(1, channels, length), torch.ones(1, length, dtype=torch.bool))
+    except (ValueError, RuntimeError) as problem:
+        return error(f"the network cannot be built: {problem}")
+    count = sum(parameter.numel() for parameter in net.parameters())
+    return ok(f"{cfg.model.name} takes {channels} channels, {count / 1e6:.1f} M parameters")
+
+
+def page(found: Examination) -> Page:
+    """The findings and the data behind them, to be looked at."""
+    cfg, fit = found.cfg, found.fit
+    shown = Page(f"Data of {cfg.data.annotations}", "What the doctor found before training")
+    counts = {level: sum(f.level == level for f in found.findings) for level in ("error", "warning", "ok")}
+    shown.facts({**counts, **({"videos": fit.videos, "actions": fit.actions} if fit else {})})
+    shown.table("Findings", [{"level": f.level, "what": f.text, "what to do": f.advice} for f in found.findings])
+    if not fit:
+        return shown
+    histograms = {part: fit.histogram(part) for part in ("train", "eval")}
+    shown.curves("Features per video", histograms, x="features", y="videos")
+    shown.curves("Durations of actions", {"actions": fit.durations}, x="features", y="actions")
+    shown.table("Levels of the pyramid", fit.levels(cfg))
+    shown.table("Actions per class", fit.per_class, bars=("train", "eval"))
+    if fit.training:
+        shown.text(suggestion(cfg, fit).replace("\n", "\n\n"), "A configuration that would suit these data")
+    rows = [
+        {"video": i.id, "part": i.part, "features": i.length, "seconds": i.duration_s, "actions": len(i.segments)}
+        for i in found.items[:LISTED]
+    ]
+    shown.table("Videos", rows)
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())
