@@ -167,7 +167,7 @@ class EvalConfig(Section):
 
     split: Literal["train", "val", "test"] = Field("val", description="which part, for the eval command")
     batch_size: int = Field(8, ge=1, description="samples at a time")
-    sequences: int = Field(5, ge=1, description="alternative futures of a window (K); 1: the likeliest class everywhere")
+    sequences: int = Field(5, ge=1, description="alternative futures of a window (K); 1: the likeliest classes")
     sampling: Literal["id", "reference"] = Field(
         "id",
         description="id: a window's draws depend on eval.seed and its id alone; reference: torch's draws in the "
@@ -180,7 +180,7 @@ class EvalConfig(Section):
         "samples", description="batches: mean over batches of their means, as the original"
     )
     views: int = Field(1, ge=1, description="recognition: parts of a segment that are looked at; 1 is its middle")
-    ensemble: Literal["sum", "max"] = Field("sum", description="recognition: how the shares of several views are joined")
+    ensemble: Literal["sum", "max"] = Field("sum", description="recognition: how shares of several views are joined")
 
 
 class PredictConfig(Section):

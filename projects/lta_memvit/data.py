@@ -53,6 +53,8 @@ class Benchmark:
 
         Raises: ValueError when the annotation file of the part is not there.
         """
+        if part not in FILES:
+            raise ValueError(f"there is no part {part!r}; choose from {', '.join(FILES)}")
         if part not in self.parts:
             raise ValueError(f"{self.cfg.annotations / FILES[part]} is not there, so there is no {part} part")
         return self.parts[part]

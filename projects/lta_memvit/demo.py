@@ -2,10 +2,10 @@
 
     python -m projects.lta_memvit.demo [--data-only] [KEY=VALUE ...]
 
-makes a small dataset in Ego4D's layout: clips in which somebody follows recipes, a recipe being a round of actions of a
-verb (how a thing moves) and a noun (its color). Who recognizes the last actions knows the next ones. Then, with the real
-commands: recognition is trained; a forecaster on its frozen backbone, through the feature cache; both are evaluated
-against the baseline that repeats what it recognizes; and one clip is answered without its annotations.
+makes a small dataset in Ego4D's layout: clips in which somebody follows recipes, a recipe being a round of actions of
+a verb (how a thing moves) and a noun (its color). Who recognizes the last actions knows the next ones. Then, with the
+real commands, recognition is trained; a forecaster on its frozen backbone, through the feature cache; it is compared
+with the baseline that repeats what it recognizes; and one clip is answered without its annotations.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_files_that_are_not_there_or_no_json(made: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"fho_lta_taxonomy.json does not exist; link Ego4D's"):
         opened(made, annotations=tmp_path)
     shutil.copy(made / "annotations" / ego4d.TAXONOMY, tmp_path)
-    with pytest.raises(ValueError, match="none of fho_lta_train.json"):
+    with pytest.raises(ValueError, match=r"none of fho_lta_train\.json"):
         opened(made, annotations=tmp_path)
     (tmp_path / ego4d.FILES["val"]).write_text("{")
     with pytest.raises(ValueError, match=r"fho_lta_val.json is no JSON"):
