@@ -1,11 +1,14 @@
-"""The diffusion loss: the mean squared error of the predicted noise."""
+"""What is minimized: the squared error of the predicted noise; the cross-entropy of an answer's tokens."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from core import dist
 from projects.lego.model.schedule import Schedule
+from projects.lego.model.vlm import Learned
 
 
 def criterion(predicted: Tensor, noise: Tensor, timesteps: Tensor, schedule: Schedule) -> dict[str, Tensor]:
@@ -21,3 +24,19 @@ def criterion(predicted: Tensor, noise: Tensor, timesteps: Tensor, schedule: Sch
     with torch.no_grad():
         vlb = (schedule.lvlb_weights[timesteps] * errors).mean()
     return {"total": simple, "simple": simple.detach(), "vlb": vlb}
+
+
+def token_cross_entropy(learned: Learned, *, share: float | None = None) -> Tensor:
+    """Mean cross-entropy over the learned tokens of this batch, as LLaVA's; 0 where nothing is learned.
+
+    With `share`, the sum over them times it: see `token_share`.
+    """
+    total = F.cross_entropy(learned.logits.float(), learned.targets, reduction="sum")
+    return total * (1 / max(len(learned.targets), 1) if share is None else share)
+
+
+def token_share(labels: Tensor, ignored: int) -> float:
+    """What makes the mean over processes of summed losses the mean over all their tokens: processes / tokens."""
+    tokens = int((labels[:, 1:] != ignored).sum())
+    world = dist.world().size
+    return world / max(dist.mean({"tokens": float(tokens)})["tokens"] * world, 1.0)
