@@ -279,7 +279,7 @@ class ExtractConfig(Section):
 class Config(Section):
     """ActionFormer: temporal action localization."""
 
-    run: RunConfig = RunConfig(out=Path("runs/actionformer/run"))
+    run: RunConfig = RunConfig(out=Path("runs/actionformer/run"), seed=1234567891)
     data: DataConfig = DataConfig()
     loader: LoaderConfig = LoaderConfig(batch_size=8, workers=4, drop_last=True)
     model: ModelConfig = ModelConfig()
@@ -287,7 +287,10 @@ class Config(Section):
     optim: TrainConfig = TrainConfig(
         name="adamw", lr=1e-3, epochs=35, warmup=5, schedule="cosine", ema=0.999, ema_warmup=0
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it")
+    init: str = Field("", description="weights to start from: any file that convert reads")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "fp32", description="auto: bf16 where the GPU has it, about twice as fast there"
+    )
     compile: bool = Field(False, description="torch.compile the network")
     postprocess: PostprocessConfig = PostprocessConfig()
     eval: EvalConfig = EvalConfig()
