@@ -172,6 +172,9 @@ class ModelConfig(Section):
         "published",
         description="of the softmax over prototypes: sqrt(backbone width), or a parameter that starts there",
     )
+    gradients: Literal["published", "both"] = Field(
+        "published", description="on features the published semantic losses teach the prototypes alone; both: all"
+    )
     transform_features: bool = Field(False, description="a residual MLP on stored features")
     freeze_transform: bool = Field(False, description="that MLP does not learn")
     feature_mixup: bool = Field(False, description="in training add up to 0.3 of another clip's features")

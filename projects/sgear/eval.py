@@ -105,9 +105,14 @@ def publish(found: Found, benchmark: Benchmark, loader: Loader, cfg: Config, job
     part, coverage = cfg.eval.split, loader.coverage()
     results = {f"{part}/{name}": value for name, value in measure(found, benchmark, part).items()}
     results |= {f"{part}/samples_expected": coverage.expected, f"{part}/samples_scored": coverage.scored}
-    results[f"{part}/margin_min_s"] = float(np.min(found["margin_s"]))
+    results[f"{part}/margin_min_s"] = round(float(np.min(found["margin_s"])), 6) + 0.0  # -0.0 is 0
     if job.world.rank == 0:
-        about = {"dataset": cfg.data.dataset, "part": part, "crops": cfg.eval.crops, "flips": cfg.eval.flips}
+        about: dict[str, Any] = {
+            "dataset": cfg.data.dataset,
+            "part": part,
+            "crops": cfg.eval.crops,
+            "flips": cfg.eval.flips,
+        }
         about |= {"tau_a": cfg.data.tau_a, "compat": cfg.data.compat}
         scores.write(scores.file_of(job.out, part), found, about)
         write_atomic(job.out / "results.json", simplejson.dumps(results, indent=2, ignore_nan=True) + "\n")
@@ -117,23 +122,12 @@ def publish(found: Found, benchmark: Benchmark, loader: Loader, cfg: Config, job
         if f"{part}/{space}/top1" in results:
             values = [f"{name} {results[f'{part}/{space}/{name}']:.2f}" for name in ("top1", "top5", "recall5")]
             job.log.info(f"{part} {space}: {', '.join(values)} %")
-    job.log.info(protocol(results[f"{part}/margin_min_s"], cfg))
+    job.log.info(report.protocol(results[f"{part}/margin_min_s"], cfg))
     unread = coverage.expected - coverage.scored
     if unread:
         job.log.info(f"{unread} of {coverage.expected} samples could not be read and count nowhere: {coverage}")
     job.log.info(f"report: {job.out / 'report.html'}")
     return results
-
-
-def protocol(margin_s: float, cfg: Config) -> str:
-    """What was seen before an action, measured on every clip of the evaluation, in a sentence."""
-    if cfg.data.tau_a < 0:
-        return "recognition: clips reach into the action, this is no anticipation"
-    what = "feature ends" if cfg.data.source == "features" else "frame begins"
-    limit = f"{cfg.data.tau_a:g} s before its action"
-    if margin_s < 0 or (margin_s == 0 and cfg.data.source != "features"):
-        return f"PROTOCOL BROKEN: a {what} {-margin_s:.4f} s after the limit, {limit}; data.compat allows that"
-    return f"no clip reaches the limit, {limit}: the latest {what} {margin_s:.4f} s before it"
 
 
 def predictions(found: Mapping[str, Any], benchmark: Benchmark, topk: int) -> str:

@@ -90,6 +90,23 @@ class Features:
         among = among or range(min(numbers), max(numbers) + 1)
         return torch.cat([self._read(path, video, numbers, among) for path in self.paths], dim=1)
 
+    def length(self, video: str) -> int:
+        """The number of a video's last frame, in all databases.
+
+        Raises: ValueError when one has no frame of it.
+        """
+        return min(self._length(path, video) for path in self.paths)
+
+    def _length(self, path: Path, video: str) -> int:
+        with _environments.get(path).begin() as transaction:
+            cursor = transaction.cursor()
+            end = key(video, 9_999_999_999)
+            there = cursor.prev() if cursor.set_range(end) else cursor.last()
+            name = cursor.key().decode() if there else ""
+        if not name.startswith(f"{video}_frame_"):
+            raise ValueError(f"{path} has no feature of {video}; names look like {name.rpartition('_frame_')[0]!r}")
+        return int(name.removeprefix(f"{video}_frame_").removesuffix(".jpg"))
+
     def _read(self, path: Path, video: str, numbers: Sequence[int], among: range) -> Tensor:
         found: dict[int, np.ndarray[Any, Any] | None] = {}
         with _environments.get(path).begin(buffers=True) as transaction:

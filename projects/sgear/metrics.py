@@ -57,12 +57,14 @@ def marginal(
 def of_parts(verb: Floats, noun: Floats, classes: Taxonomy) -> Floats:
     """Action scores (n,K) of models that classify verbs and nouns only: log of the product of the two shares."""
     shares = [_log_softmax(values)[:, classes.pairs[:, k]] for k, values in enumerate((verb, noun))]
-    return shares[0] + shares[1]
+    total: Floats = shares[0] + shares[1]
+    return total
 
 
 def _log_softmax(values: Floats) -> Floats:
     lifted = values.astype(np.float64) - values.max(1, keepdims=True)
-    return lifted - np.log(np.exp(lifted).sum(1, keepdims=True))
+    shares: Floats = lifted - np.log(np.exp(lifted).sum(1, keepdims=True))
+    return shares
 
 
 def _shares(logits: Floats, classes: Taxonomy, spaces: list[Space]) -> dict[Space, Floats]:

@@ -32,7 +32,7 @@ def file_of(folder: Path, part: str) -> Path:
 
 def write(path: Path, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write what `eval.evaluate` found, whole or not at all; `about` says in json what was evaluated and how."""
-    arrays = {name: np.asarray(values) for name, values in found.items() if name != "id"}
+    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in found.items() if name != "id"}
     buffer = io.BytesIO()
     np.savez(buffer, id=np.array(found["id"], dtype=np.str_), about=np.array(simplejson.dumps(about)), **arrays)
     with replacing(path) as temporary:
