@@ -70,7 +70,7 @@ def kinds(truth: Actions, found: Detections, taken: Ints, near: Nearest, tiou: f
 def profile(truth: Actions, found: Detections, kind: Ints, *, times: int = 10) -> Floats:
     """Shares (times, kinds): of the best G detections of each class, the next G, and so on, G its number of truths.
 
-    Classes weigh by their truths; rows of classes that ran out of detections hold fewer.
+    A class that runs out of detections drops out of the later rows; a row without any detection is NaN.
     """
     scores, labels, true_labels = np.asarray(found.scores), np.asarray(found.labels), np.asarray(truth.labels)
     counts = np.zeros((times, len(KINDS)))
@@ -78,7 +78,9 @@ def profile(truth: Actions, found: Detections, kind: Ints, *, times: int = 10) -
         own = np.flatnonzero(labels == label)
         own = own[np.argsort(-scores[own], kind="stable")][: times * positives]
         np.add.at(counts, (np.arange(len(own)) // positives, kind[own]), 1)
-    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    total = counts.sum(1, keepdims=True)
+    shares: Floats = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    return shares
 
 
 def reached(truth: Actions, taken: Ints) -> Bools:

@@ -22,7 +22,7 @@ from torch import nn
 
 from core import config, dist, metrics, run
 from core.checkpoint import write_atomic
-from core.data import Batch, Loader, Sample
+from core.data import Batch, Loader, Sample, SampleError
 from core.run import Run
 from core.step import autocast
 from projects.actionformer import data, report, results, submission, weights
@@ -31,6 +31,8 @@ from projects.actionformer.constraints import TemporalConstraints
 from projects.actionformer.data import Benchmark, Videos
 from projects.actionformer.postprocess import Detections, decode
 from projects.actionformer.postprocess.external import fuse, read_scores, scores_of
+
+GEOMETRY = ("fps", "stride_frames", "window_frames", "duration_s")
 
 Found = dict[str, Any]
 """Columns of all videos: id, and lists of arrays segments (M,2) in seconds, scores (M,), labels (M,), spread."""
@@ -65,7 +67,13 @@ class ByLength:
 
     def __init__(self, videos: Videos) -> None:
         self.videos = videos
-        self.order = sorted(range(len(videos)), key=lambda i: -videos.length(i))
+        self.order = sorted(range(len(videos)), key=lambda i: -self._length(i))
+
+    def _length(self, index: int) -> int:
+        try:
+            return self.videos.length(index)
+        except SampleError:  # reading it will say so
+            return 0
 
     def __len__(self) -> int:
         return len(self.order)
@@ -103,18 +111,17 @@ def evaluate(
             with autocast(cfg.precision, batch["features"].device):
                 answers = list(answer(model, batch))
             after = worker.submit(_decode, answers, batch, cfg)
-            _collect(collector, before)
+            collect(collector, before)
             before = after
             if stopping():
                 break
-        _collect(collector, before)
+        collect(collector, before)
     return None if dist.any_true(stopping()) else collector.merge()
 
 
 def answer(model: nn.Module, batch: Batch) -> Iterable[tuple[list[int], Any]]:
     """The model's outputs for groups of videos (by their number in the batch) that padding lets share a batch."""
-    features, mask = batch["features"], batch["mask"]
-    lengths = mask.sum(1).tolist()
+    features, mask, lengths = batch["features"], batch["mask"], batch["lengths"]
     padding: Any = dist.unwrap(model).padding
     for group in padding.compatible(lengths):
         whole = len(group) == len(lengths)
@@ -127,12 +134,13 @@ def answer(model: nn.Module, batch: Batch) -> Iterable[tuple[list[int], Any]]:
 def _decode(answers: Iterable[tuple[list[int], Any]], batch: Batch, cfg: Config) -> list[tuple[str, Detections]]:
     found: list[tuple[str, Detections]] = []
     for group, outputs in answers:
-        own = {key: [batch[key][i] for i in group] for key in ("fps", "stride_frames", "window_frames", "duration_s")}
+        own = {key: [batch[key][i] for i in group] for key in GEOMETRY}
         found += zip([batch["id"][i] for i in group], decode(outputs, own, cfg.postprocess), strict=True)
     return found
 
 
-def _collect(collector: metrics.Collector, work: Future[list[tuple[str, Detections]]] | None) -> None:
+def collect(collector: metrics.Collector, work: Future[list[tuple[str, Detections]]] | None) -> None:
+    """Add what the worker found, when it is done."""
     if work is None:
         return
     ids, found = zip(*work.result(), strict=True)

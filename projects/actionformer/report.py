@@ -50,7 +50,7 @@ def write(
     found = results.flatten(table)
     if cfg.eval.analysis and not points and len(truth.videos):
         _analyze(page, truth, found, scores, benchmark)
-    for name, tracks, duration_s in timelines(table, truth, benchmark, cfg.eval.timelines):
+    for name, tracks, duration_s in timelines(table, truth, benchmark.classes, benchmark.durations, cfg.eval.timelines):
         page.timeline(name, tracks, duration_s)
     page.save(out / "report.html")
 
@@ -147,7 +147,7 @@ def training_curves(path: Path) -> dict[str, dict[str, tuple[list[float], list[f
 
 
 def timelines(
-    table: results.Table, truth: metrics.Actions, benchmark: Benchmark, count: int
+    table: results.Table, truth: metrics.Actions, classes: Sequence[str], durations_s: Mapping[str, float], count: int
 ) -> list[tuple[str, list[SegmentTrack], float | None]]:
     """Videos with their truth and their best detections, from well to badly answered: name, tracks, duration."""
     rows: dict[str, list[int]] = {}
@@ -164,10 +164,10 @@ def timelines(
     shown = []
     for video in chosen:
         own = rows[video]
-        true = [_segment(spans[i], int(labels[i]), None, benchmark.classes) for i in own]
-        found = segments(_best(table[video], 2 * len(own)), benchmark.classes) if video in table else []
+        true = [_segment(spans[i], int(labels[i]), None, classes) for i in own]
+        found = segments(_best(table[video], 2 * len(own)), classes) if video in table else []
         tracks = [SegmentTrack("truth", true), SegmentTrack("found", found)]
-        shown.append((f"{video} (mean overlap {quality[video]:.2f})", tracks, benchmark.durations.get(video)))
+        shown.append((f"{video} (mean overlap {quality[video]:.2f})", tracks, durations_s.get(video)))
     return shown
 
 

@@ -77,8 +77,8 @@ def write_columns(path: Path, table: Table) -> None:
     flat = flatten(table)
     segments = np.asarray(flat.segments)
     columns = (np.array(flat.videos, dtype=np.str_), segments[:, 0], segments[:, 1], flat.labels, flat.scores)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **dict(zip(FLAT, map(np.asarray, columns), strict=True)))
+    buffer, arrays = io.BytesIO(), dict(zip(FLAT, map(np.asarray, columns), strict=True))
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its other keywords are no columns
     write_atomic(path, buffer.getvalue())
 
 

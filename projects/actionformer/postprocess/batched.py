@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from projects.actionformer.config import PostprocessConfig
-from projects.actionformer.postprocess.detections import Detections, Outputs, placed, spread_of
+from projects.actionformer.postprocess.detections import Detections, Outputs, placed_all, spread_of
 
 EPSILON = 1e-6
 GONE = -1.0  # the score of a candidate that was picked or dropped
@@ -45,8 +45,8 @@ def decode(outputs: Outputs, batch: Mapping[str, Any], cfg: PostprocessConfig) -
             strides = outputs.points[own, 3].float().cpu().numpy()
             spread = spread_of(outputs.distribution[i, own], outputs.offsets[i, own].float().cpu(), strides)
             one = one._replace(spread_s=spread)
-        detections.append(placed(one, batch, i, cfg))
-    return detections
+        detections.append(one)
+    return placed_all(detections, batch, cfg)
 
 
 def candidates(outputs: Outputs, cfg: PostprocessConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:

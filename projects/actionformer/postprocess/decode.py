@@ -11,7 +11,7 @@ import torch
 from projects.actionformer.config import PostprocessConfig
 from projects.actionformer.postprocess import batched
 from projects.actionformer.postprocess.candidates import Candidates, probabilities, select
-from projects.actionformer.postprocess.detections import Detections, Outputs, placed, spread_of
+from projects.actionformer.postprocess.detections import Detections, Outputs, placed_all, spread_of
 from projects.actionformer.postprocess.overlap import Floats, Ints
 from projects.actionformer.postprocess.suppression import suppress
 from projects.actionformer.postprocess.voting import vote
@@ -32,7 +32,7 @@ def decode(outputs: Outputs, batch: Mapping[str, Any], cfg: PostprocessConfig) -
     for i, (logits, offsets, mask) in enumerate(zip(*answers, strict=True)):
         scores = probabilities(logits, mask, cfg.temperature)
         if not offsets.shape[-1]:
-            found.append(placed(_peaks(scores[: outputs.levels[0]], points, cfg), batch, i, cfg))
+            found.append(_peaks(scores[: outputs.levels[0]], points, cfg))
             continue
         candidates = select(scores, offsets.numpy(), points, outputs.levels, cfg)
         detections, source = reduce(candidates, cfg)
@@ -40,8 +40,8 @@ def decode(outputs: Outputs, batch: Mapping[str, Any], cfg: PostprocessConfig) -
             origin = candidates.points[source]
             spread = spread_of(outputs.distribution[i, torch.from_numpy(origin)], offsets[origin], points[origin, 3])
             detections = detections._replace(spread_s=spread)
-        found.append(placed(detections, batch, i, cfg))
-    return found
+        found.append(detections)
+    return placed_all(found, batch, cfg)
 
 
 def reduce(candidates: Candidates, cfg: PostprocessConfig) -> tuple[Detections, Ints]:

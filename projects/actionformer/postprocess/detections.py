@@ -61,16 +61,25 @@ class Outputs(Protocol):
         """(B,N,2,bins) logits of distances, of a model that has them"""
 
 
-def placed(found: Detections, batch: Mapping[str, Any], i: int, cfg: PostprocessConfig) -> Detections:
-    """The detections of video `i` in seconds, within its duration."""
+def placed(found: Detections, geometry: Geometry, duration_s: float, cfg: PostprocessConfig) -> Detections:
+    """Detections on the grid of a video in seconds, within its duration."""
     if cfg.units == "features":
         return found
-    geometry = Geometry(*(float(batch[key][i]) for key in ("fps", "stride_frames", "window_frames")))
-    seconds = geometry.seconds(found.segments_s).clip(0, np.float32(batch["duration_s"][i]))
     spread = found.spread_s
     if spread is not None:
         spread = spread * np.float32(geometry.stride_frames / geometry.fps)
-    return found._replace(segments_s=seconds, spread_s=spread)
+    return found._replace(
+        segments_s=geometry.seconds(found.segments_s).clip(0, np.float32(duration_s)), spread_s=spread
+    )
+
+
+def placed_all(found: Sequence[Detections], batch: Mapping[str, Any], cfg: PostprocessConfig) -> list[Detections]:
+    """Detections of every video of a batch, which has a number for each under the names of the geometry."""
+    numbers = (batch[key] for key in ("fps", "stride_frames", "window_frames", "duration_s"))
+    return [
+        placed(one, Geometry(float(fps), float(stride), float(window)), float(duration_s), cfg)
+        for one, fps, stride, window, duration_s in zip(found, *numbers, strict=True)
+    ]
 
 
 def spread_of(distribution: Tensor, offsets: Tensor, strides: Floats) -> Floats:
