@@ -214,3 +214,15 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     predict: PredictConfig = PredictConfig()
     ckpt: str = Field("", description="weights to evaluate or predict with; empty: the best of run.out")
+
+    @model_validator(mode="after")
+    def _features_are_constant(self) -> Self:
+        if (self.features.source == "ego4d") != (self.model.backbone == "none"):
+            raise ValueError("features.source=ego4d and model.backbone=none go together: features need no backbone")
+        if self.features.source == "video":
+            return self
+        if self.task != "forecasting" or self.model.aggregator == "repeat":
+            raise ValueError(f"features.source={self.features.source} is for forecasters; take features.source=video")
+        if self.features.source == "cache" and not (self.model.freeze and self.model.frozen == "eval"):
+            raise ValueError("features.source=cache needs a frozen backbone: model.freeze=true model.frozen=eval")
+        return self

@@ -68,7 +68,8 @@ def make(folder: Path, clips: Path, size: Size = Size()) -> None:  # noqa: B008 
 
 def follow(rng: random.Random, count: int) -> list[tuple[str, str]]:
     """Actions of one recipe, round after round, from anywhere in it and with slips."""
-    recipe, step, found = rng.choice(RECIPES), rng.randrange(100), []
+    recipe, step = rng.choice(RECIPES), rng.randrange(100)
+    found: list[tuple[str, str]] = []
     while len(found) < count:
         found.append(recipe[step % len(recipe)])
         step += 2 if rng.random() < SLIP else 1

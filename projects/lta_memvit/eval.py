@@ -98,7 +98,7 @@ def evaluate(
             columns |= {f"{head}_{name}": values for name, values in _facts(scores, batch[head]).items()}
             columns[head] = batch[head].view(len(scores), -1)
         if cfg.task == "forecasting":
-            futures = draw(*logits, batch["id"], cfg.eval, generator)
+            futures = draw(logits[0], logits[1], batch["id"], cfg.eval, generator)
             columns |= {f"{head}_futures": ids for head, ids in zip(HEADS, futures, strict=True)}
             columns |= {f"{head}_observed": batch[f"observed_{head}"] for head in HEADS}
         columns = {name: values.cpu().numpy() for name, values in columns.items()}

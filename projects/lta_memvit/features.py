@@ -61,7 +61,8 @@ class Cache:
         """Which of the actions have features, bool (actions,); None when the file is not there or of other actions."""
         if self._about(clip_uid).get("actions") != _named(actions):
             return None
-        return ~self._file(clip_uid).get_tensor("features").isnan().flatten(2).any(2).any(0)
+        features: Tensor = self._file(clip_uid).get_tensor("features")
+        return ~features.isnan().flatten(2).any(2).any(0)
 
     def read(self, clip_uid: str, view: int, first: int, last: int) -> Tensor:
         """Features of the actions first to before last, (actions, places, D)."""

@@ -93,6 +93,8 @@ def load(cfg: Config, job: Run) -> tuple[Network | None, Network | None, Taxonom
 
     Raises: ValueError when they know different classes.
     """
+    if cfg.model.backbone == "none":
+        raise ValueError("model.backbone=none knows precomputed features only; predict needs a model that sees video")
     net, names = weights.load(cfg, job)
     if cfg.task == "recognition":
         return None, net, names

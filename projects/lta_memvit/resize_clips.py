@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,15 @@ def resize(
 def _compared(files: Sequence[Path], targets: Sequence[Path], workers: int, progress: bool) -> list[bool]:
     """Whether each target is complete; opens both files of those that are there."""
     there = [pair for pair in zip(files, targets, strict=True) if pair[1].exists()]
-    bar = {"total": len(there), "desc": "compare", "unit": "video", "disable": not (progress and there)}
-    if workers > 1 and len(there) > 1:
-        with process_pool(workers) as pool:
-            found = list(tqdm(pool.map(same_frames, *zip(*there, strict=True), chunksize=8), **bar))
-    else:
-        found = [same_frames(*pair) for pair in tqdm(there, **bar)]
+    with ExitStack() as stack:
+        several = workers > 1 and len(there) > 1
+        run = partial(stack.enter_context(process_pool(workers)).map, chunksize=8) if several else map
+        bar = tqdm(total=len(there), desc="compare", unit="video", disable=not (progress and there))
+        found = []
+        for same in run(same_frames, *(zip(*there, strict=True) if there else ((), ()))):
+            found.append(same)
+            bar.update()
+        bar.close()
     complete = {target for (_, target), same in zip(there, found, strict=True) if same}
     return [target in complete for target in targets]
 

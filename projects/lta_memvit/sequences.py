@@ -47,7 +47,8 @@ def prior(counts: Sequence[Sequence[int]], ids: Sequence[str], future: int, cfg:
     """
     logits = [torch.tensor(values, dtype=torch.float64) for values in counts]
     logits = [(values if values.any() else values + 1).log().expand(len(ids), future, -1) for values in logits]
-    return draw(*logits, ids, cfg.model_copy(update={"sampling": "id", "temperature": 1.0, "top_p": 1.0}))
+    verb, noun = logits
+    return draw(verb, noun, ids, cfg.model_copy(update={"sampling": "id", "temperature": 1.0, "top_p": 1.0}))
 
 
 def _shares(logits: Tensor, cfg: EvalConfig) -> Tensor:
@@ -57,7 +58,7 @@ def _shares(logits: Tensor, cfg: EvalConfig) -> Tensor:
         scores = logits.cpu().float().log_softmax(-1)
     shares = (scores / cfg.temperature).softmax(-1)
     if cfg.top_p < 1:
-        ranked, order = shares.sort(-1, descending=True, stable=True)
+        ranked, order = shares.sort(dim=-1, descending=True, stable=True)
         spare = ranked.cumsum(-1) - ranked >= cfg.top_p  # the classes before it are enough
         shares = shares.masked_fill(torch.zeros_like(spare).scatter(-1, order, spare), 0.0)
     return shares

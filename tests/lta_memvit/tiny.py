@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from core import config, run
+from core.checkpoint import save_weights
 from core.run import Run
-from projects.lta_memvit import demo
+from projects.lta_memvit import demo, model, weights
 from projects.lta_memvit.config import Config
+from projects.lta_memvit.data import Benchmark
 from projects.lta_memvit.demo import Size
+from projects.lta_memvit.model import Network
 
 
 def write_dataset(root: Path, size: Size) -> None:
@@ -37,3 +42,24 @@ def configured(root: Path, out: Path, *more: str) -> Config:
 def started(cfg: Config) -> Iterator[Run]:
     with run.start(cfg, cfg.run) as job:
         yield job
+
+
+def network(cfg: Config, classes: tuple[int, int] = (4, 5), *, seed: int = 0) -> Network:
+    """The network of a configuration, whose answers differ from sample to sample."""
+    torch.manual_seed(seed)
+    net = model.build(
+        cfg.model, cfg.memory, task=cfg.task, classes=classes, inputs=cfg.data.inputs, future=cfg.data.future,
+        frames=cfg.clip.frames, crop=cfg.clip.crop,
+    )  # fmt: skip
+    for name, value in net.named_parameters():
+        if value.ndim == 1:  # norms of fresh blocks are 0, so that these say nothing
+            torch.nn.init.uniform_(value, 0.5, 1.5) if name.endswith("weight") else torch.nn.init.normal_(value)
+        if "head" in name and value.ndim == 2:
+            torch.nn.init.normal_(value, std=0.5)
+    return net.eval()
+
+
+def saved(cfg: Config, path: Path, benchmark: Benchmark) -> Path:
+    """Weights of such a network, as a run leaves them."""
+    save_weights(network(cfg, benchmark.classes), path, weights.about(cfg, benchmark.taxonomy))
+    return path
