@@ -58,13 +58,13 @@ class Sampler:
             order = torch.randperm(self.samples, generator=generator)
             group = self.batch_size * self.size
             for batch in range(start, len(self)):
-                yield self._share(order[batch * group : (batch + 1) * group].tolist())
+                yield self.share(order[batch * group : (batch + 1) * group].tolist())
         else:
             for batch in range(start, len(self)):
                 first = (batch * self.size + self.rank) * self.batch_size
                 yield list(range(first, min(first + self.batch_size, self.samples)))
 
-    def _share(self, group: list[int]) -> list[int]:
+    def share(self, group: list[int]) -> list[int]:
         """This process's part of a global batch."""
         count = len(group)
         if count < self.size:

@@ -164,7 +164,14 @@ class Config(Section):
     diffusion: DiffusionConfig = DiffusionConfig()
     cache: CacheConfig = CacheConfig()
     optim: OptimConfig = OptimConfig(
-        name="adamw", lr=1e-4, weight_decay=0.01, epochs=240, schedule="constant", accumulate=4, ema=0.9999
+        name="adamw",
+        lr=1e-4,
+        weight_decay=0.01,
+        epochs=240,
+        schedule="constant",
+        accumulate=4,
+        ema=0.9999,
+        ema_per="batch",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it")
     compile: bool = Field(False, description="torch.compile the UNet")
@@ -193,12 +200,71 @@ class Config(Section):
         return self
 
 
+class CurationConfig(Section):
+    """Where the instruction data is: conversations about source frames of the training part."""
+
+    file: Path | None = Field(
+        None,
+        description="LLaVA-format JSON; empty: curation_from_gpt/<dataset>_for_tuning_forecasting.json in data.root",
+    )
+    held_out: float = Field(0.0, ge=0, lt=1, description="share of the records that only validates")
+    longest: int = Field(2048, ge=8, description="tokens of a conversation without the frame's; the rest is cut")
+    narrator: Literal["count", "pattern"] = Field(
+        "count", description="how a narration loses its #C C: by counting characters as published, or by pattern"
+    )
+
+
+class VlmModelConfig(Section):
+    """The network that learns to describe."""
+
+    init: str = Field("", description="folder of LLaVA: its own layout, transformers', ours, or an adapter")
+    vision: str = Field("", description="folder of CLIP ViT-L/14, when init leaves the image tower out")
+    train: Literal["all", "projector", "lora"] = Field(
+        "all", description="all: projector and language model, as published; lora: projector and low-rank pairs"
+    )
+    rank: int = Field(128, ge=1, description="rank of the LoRA pairs")
+    alpha: float = Field(256.0, gt=0, description="weight of the LoRA pairs, divided by the rank")
+    checkpointing: bool = Field(True, description="recompute activations of the language model in the backward pass")
+
+
+class ExtractConfig(Section):
+    """What is written for the diffusion stage."""
+
+    split: Literal["train", "val"] = Field("val", description="which part")
+    vlm: str = Field("", description="folder of the language model; empty: what the run of run.out saved")
+    image: Literal["files", "patches", "none"] = Field(
+        "files",
+        description="files: image features as released, 2.6 MB a frame; patches: a fifth; none: made on the fly",
+    )
+    text: bool = Field(True, description="write the text features of the descriptions")
+    prompt: str = Field("", description="field of the dataset's JSON that gets the descriptions; empty: none")
+    replace: bool = Field(False, description="write anew what another language model wrote")
+    frame: Literal["source", "target"] = Field("source", description="target: describe what happens (not released)")
+    temperature: float = Field(0.2, ge=0, description="of sampling; 0 takes the most likely token")
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the likelihood that is sampled from")
+    longest: int = Field(1024, ge=1, description="new tokens at most")
+    batch_size: int = Field(8, ge=1, description="frames at a time")
+    seed: int = Field(42, ge=0, description="with clip and action it decides a description")
+
+
 class VlmConfig(Section):
     """LEGO's language stage: LLaVA learns to describe how an action will be carried out in this view."""
 
     run: RunConfig = RunConfig(out=Path("runs/lego/ego4d_vlm"), seed=42, save_every=150, keep=4)
     data: DataConfig = DataConfig()
+    curation: CurationConfig = CurationConfig()
     loader: LoaderConfig = LoaderConfig(batch_size=16, workers=4, seed=42)
+    model: VlmModelConfig = VlmModelConfig()
+    bucket: int = Field(50, ge=1, description="batches among which texts of like length are put together; 1: none are")
+    tokens: Literal["process", "all"] = Field(
+        "process", description="the loss is a mean over the tokens of each process, as published, or over all of them"
+    )
     optim: OptimConfig = OptimConfig(name="adamw", lr=2e-5, epochs=3, schedule="constant", clip_norm=1.0)
+    warmup: Literal["log", "schedule"] = Field(
+        "log",
+        description="log: log-shaped over 3 % of the steps, then constant, what the published run really did; "
+        "schedule: as optim says",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it")
     strategy: Literal["ddp", "fsdp"] = Field("fsdp", description="how several processes share the network")
+    extract: ExtractConfig = ExtractConfig()

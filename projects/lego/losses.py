@@ -26,17 +26,19 @@ def criterion(predicted: Tensor, noise: Tensor, timesteps: Tensor, schedule: Sch
     return {"total": simple, "simple": simple.detach(), "vlb": vlb}
 
 
-def token_cross_entropy(learned: Learned, *, share: float | None = None) -> Tensor:
+def token_cross_entropy(learned: Learned, *, share: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the learned tokens of this batch, as LLaVA's; 0 where nothing is learned.
 
     With `share`, the sum over them times it: see `token_share`.
     """
     total = F.cross_entropy(learned.logits.float(), learned.targets, reduction="sum")
-    return total * (1 / max(len(learned.targets), 1) if share is None else share)
+    return total / max(len(learned.targets), 1) if share is None else total * share
 
 
-def token_share(labels: Tensor, ignored: int) -> float:
-    """What makes the mean over processes of summed losses the mean over all their tokens: processes / tokens."""
-    tokens = int((labels[:, 1:] != ignored).sum())
-    world = dist.world().size
-    return world / max(dist.mean({"tokens": float(tokens)})["tokens"] * world, 1.0)
+def token_share(labels: Tensor, ignored: int) -> Tensor:
+    """What makes the mean over processes of their summed losses a mean over all tokens: processes / tokens.
+
+    labels (B,L), of which the first column is never predicted.
+    """
+    tokens = dist.total((labels[:, 1:] != ignored).sum())
+    return dist.world().size / tokens.clamp(min=1)
