@@ -190,14 +190,15 @@ class Sgear(nn.Module):
             past, z, error = self._decode(observed)
             return self._answer(z, z, past, past, error, None, None)
         cfg, frames_in = self.cfg, self.cfg.input == "video"
+        # On frames a similarity teaches both its sides, on features as published only one of them.
+        both = frames_in or cfg.gradients == "both"
         prototypes = self.subset(self.vis_prototypes)
         directions = unit(prototypes)
         fixed = directions.detach()
 
         similarities_past = None
         if cfg.prototype_attention:
-            # The frame path teaches the prototypes from the past, the feature path does not (official behavior).
-            similarities_past = cosines(seen, directions if frames_in else fixed)
+            similarities_past = cosines(seen, directions if both else fixed)
             language = cfg.prototypes.values == "language"
             values = self.subset(self.lang_prototypes) if language else prototypes.detach()
             tokens, _ = nearest(seen, fixed, values, per=cfg.nearest, compat=cfg.compat)
@@ -205,16 +206,14 @@ class Sgear(nn.Module):
             observed = share * observed + (1 - share) * self.ProtAttn(tokens.to(observed.dtype), observed)
         past, z, error = self._decode(observed)
 
-        # The feature path's semantic loss teaches the prototypes alone, the frame path's the decoder too (official).
-        similarities = cosines(z if frames_in else z.detach(), directions)
+        similarities = cosines(z if both else z.detach(), directions)
         leaning = prototypes.detach() if frames_in else prototypes
         future = self._blend(z, similarities, leaning)
-        past_cosines = None
+        blended = past
         if cfg.classify_past or similarities_past is None:
-            keep = frames_in or cfg.prototype_attention
-            past_cosines = cosines(past if keep else past.detach(), directions)
-            similarities_past = past_cosines if similarities_past is None else similarities_past
-        blended = self._blend(past, past_cosines, leaning) if cfg.classify_past and past_cosines is not None else past
+            near = cosines(past if both or cfg.prototype_attention else past.detach(), directions)
+            similarities_past = near if similarities_past is None else similarities_past
+            blended = self._blend(past, near, leaning) if cfg.classify_past else past
         return self._answer(z, future, past, blended, error, similarities, similarities_past)
 
     def _decode(self, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
