@@ -489,7 +489,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str
     optimizer.load_state_dict(
         {
             "state": {
-                numbers[name]: {key: _cut(value, params[name]) for key, value in moments.items()}
+                numbers[name]: {
+                    key: _laid_out(_cut(value, params[name]), params[name]) for key, value in moments.items()
+                }
                 for name, moments in state["state"].items()
             },
             "param_groups": [
@@ -513,6 +515,13 @@ def _cpu(values: Mapping[str, Any], keep: bool) -> dict[str, Any]:
     """Whole CPU tensors; every process takes part in making them, those that do not keep them drop each at once."""
     whole_values = ((name, whole(v.detach()) if isinstance(v, Tensor) else v) for name, v in values.items())
     return {name: v.cpu() if isinstance(v, Tensor) else v for name, v in whole_values if keep}
+
+
+def _laid_out(value: Any, own: Tensor) -> Any:
+    """A moment in the memory format of its parameter: fused kernels walk through both as if they were one list."""
+    if not isinstance(value, Tensor) or value.shape != own.shape or value.stride() == own.stride():
+        return value
+    return torch.empty_like(own, dtype=value.dtype).copy_(value)
 
 
 def _cut(value: Any, own: Any) -> Any:

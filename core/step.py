@@ -222,7 +222,7 @@ class TrainStep:
         if self._micro and gradients is not None:
             named = dict(self.model.named_parameters())
             for name, grad in gradients.items():
-                named[name].grad = grad.to(named[name].device, copy=True)
+                named[name].grad = torch.empty_like(named[name]).copy_(grad)  # laid out as the fused kernels assume
         elif state["micro"]:
             _log.warning("the step under way when the run was saved begins anew: its gradients cannot be taken over")
         before = math.ceil(state["batches_per_epoch"] / state["accumulate"])

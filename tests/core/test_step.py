@@ -514,6 +514,24 @@ def test_a_compiled_step_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch, cap
     torch.testing.assert_close(models[1].weight, models[0].weight, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("other", [True, False], ids=["same format", "other format"])
+def test_a_run_in_channels_last_resumes_in_mid_step(name: str, other: bool) -> None:
+    """Gradients and moments come back in the format of the parameters, also when that is another one now."""
+    cfg = OptimConfig(name=name, lr=0.01, schedule="constant", accumulate=2)
+    data = clips(6)
+    straight, first, resumed = net().eval(), net().eval(), net().eval()
+    train(TrainStep(straight, cfg, batches_per_epoch=6, channels_last=True), data)
+    step = TrainStep(first, cfg, batches_per_epoch=6, channels_last=True)
+    train(step, data[:3])
+    again = TrainStep(resumed, cfg, batches_per_epoch=6, channels_last=other)
+    resumed.load_state_dict(first.state_dict())
+    again.load_state_dict(through_a_file(step.state_dict()))
+    train(again, data[3:])
+    for key, value in straight.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0 if other else 1e-5, msg=key)
+
+
 def test_channels_last_moves_convolutions_and_changes_no_result() -> None:
     results = []
     for channels_last in (False, True):
