@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 class Rule:
     """How frames are chosen: `frames` of them at `rate` per second (none: all), by `strategy`; `dynamic` in training.
 
-    `compat` takes a frame that lies exactly at the limit too.
+    `compat` takes a frame that lies exactly at the limit too, and counts what `dynamic` cut away.
     """
 
     frames: int
@@ -60,6 +60,8 @@ def span(start_s: float, end_s: float, fps: float, rule: Rule, rng: random.Rando
     total = int(fps * (end_s - start_s))
     if rule.dynamic:
         start_s += rng.random() * 0.5 * (end_s - start_s)
+        if not rule.compat:  # as released, what was cut still counts, and a clip may begin at its end: with no frame
+            total = int(fps * (end_s - start_s))
     wanted = round(rule.frames * (fps / rate))
     spare = max(total - wanted, 0)
     first = {"last_clip": spare, "center_clip": spare // 2, "first_clip": 0}.get(rule.strategy)
