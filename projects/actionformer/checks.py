@@ -95,6 +95,9 @@ def labels(benchmark: Benchmark) -> Iterator[Finding]:
 
 def features(benchmark: Benchmark, part: str, items: list[Item]) -> Iterator[Finding]:
     """Every feature file of a part: is it there, can it be read, is it as wide as data.input_dim says?"""
+    there = {entry.subset for entry in benchmark.annotations.videos.values()}
+    if there.isdisjoint(subset.lower() for subset in benchmark.subsets(part)):
+        return  # `labels` has said so
     try:
         videos = FeatureVideos(benchmark, benchmark.subsets(part))
     except ValueError as problem:

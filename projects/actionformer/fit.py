@@ -143,7 +143,8 @@ def _levels(cfg: Config, item: Item, segment: Sequence[float]) -> set[int]:
     for level, (low, high) in enumerate(cfg.model.ranges):
         stride = cfg.model.scale_factor ** (level + cfg.model.start_level)
         first = max(0, int(segment[0] // stride) - 1) * stride
-        times = torch.arange(first, min(item.length, segment[1] + stride), stride, dtype=torch.float32)
+        last = max(first, min(item.length, segment[1] + stride))
+        times = torch.arange(first, last, stride, dtype=torch.float32)
         rows.append(torch.stack([times, *(torch.full_like(times, value) for value in (low, high, stride))], 1))
     points = torch.cat(rows)
     targets = assign(
