@@ -223,7 +223,7 @@ class VlmModelConfig(Section):
         "all", description="all: projector and language model, as published; lora: projector and low-rank pairs"
     )
     rank: int = Field(128, ge=1, description="rank of the LoRA pairs")
-    alpha: float = Field(256.0, gt=0, description="weight of the LoRA pairs, divided by the rank")
+    alpha: int = Field(256, gt=0, description="weight of the LoRA pairs, divided by the rank")
     checkpointing: bool = Field(True, description="recompute activations of the language model in the backward pass")
 
 

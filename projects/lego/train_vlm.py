@@ -204,7 +204,7 @@ def publish(net: Vlm, tokenizer: PreTrainedTokenizerBase, cfg: VlmConfig, job: R
         pairs = {name: layer for name, layer in net.language.named_modules() if isinstance(layer, LoraLayer)}
         for name, layer in pairs.items():
             key = f"language.{name}"
-            state[f"{key}.weight"] = state[f"{key}.base_layer.weight"] + layer.get_delta_weight("default").cpu()
+            state[f"{key}.weight"] = state[f"{key}.base_layer.weight"] + layer.get_delta_weight("default").cpu()  # type: ignore[attr-defined]
         whole.load_state_dict({name: state[name] for name in whole.state_dict()})
         save_vlm(whole, tokenizer, folder)
     dist.barrier()

@@ -125,7 +125,8 @@ class DividedAttention(nn.Module):
     def _groups(self, x: Tensor, frames: int) -> Tensor:
         """Patches of (B,heads,1+T*places,d) as (B*T,heads,places,d) for space, (B*places,heads,T,d) for time."""
         order = (0, 2, 1, 3, 4) if self.axis == "space" else (0, 3, 1, 2, 4)
-        return x[:, :, 1:].unflatten(2, (frames, -1)).permute(order).flatten(0, 1)
+        groups: Tensor = x[:, :, 1:].unflatten(2, (frames, -1)).permute(order).flatten(0, 1)
+        return groups
 
     def _keys(self, x: Tensor, frames: int) -> Tensor:
         """The same groups, each with the class token in front."""
@@ -154,7 +155,8 @@ class Clips(nn.Module):
             half = self.model.frames // 2
             before = torch.stack([seen(source) for source in sources])[:, None].expand(-1, half, -1, -1, -1)
             video = torch.cat([before, video[:, half:]], dim=1)
-        return self.model.embed_video(video)
+        out: Tensor = self.model.embed_video(video)
+        return out
 
 
 def load(source: str | Path | dict[str, Tensor], frames: int) -> EgoVLP:

@@ -45,4 +45,8 @@ def clip_pixels(image: Image.Image, side: int = 224) -> Tensor:
     image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - side) // 2, (height - side) // 2
     pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
-    return torch.from_numpy((pixels - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1).contiguous()
+    return (
+        torch.from_numpy((pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32))
+        .permute(2, 0, 1)
+        .contiguous()
+    )

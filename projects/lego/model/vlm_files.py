@@ -290,7 +290,7 @@ def _with_adapter(folder: Path, vision: str | Path, dtype: torch.dtype | None) -
     with torch.no_grad():
         for name, pair in pairs.items():
             weight = net.get_parameter(_inside(name + ".weight", net))
-            weight += (pair["B"].float() @ pair["A"].float() * scale).to(weight.dtype)
+            weight.add_((pair["B"].float() @ pair["A"].float() * scale).to(weight.dtype))
     report.merged = len(pairs)
     if extra:
         _fill(net, extra, report, dtype)
