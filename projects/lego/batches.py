@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any, NamedTuple
 
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 from core import dist
-from core.data import Batch, Loader
+from core.data import Batch, Loader, stack, to_device
 from core.run import Run
 from projects.lego import cache, data, weights
 from projects.lego.cache import Store
@@ -134,10 +135,8 @@ class Batches:
         """The first pairs of the validation part (else of training), with their frames."""
         part = "val" if self.records["val"] else "train"
         pairs = Pairs(self.records[part][:count], self.cfg.data, self.cfg.model, texts=self.texts)
-        loader = self.cfg.loader.model_copy(update={"batch_size": count, "workers": 0})
-        alone = Loader(pairs, loader, train=False, device=self.job.device)
-        alone.sampler = type(alone.sampler)(len(pairs), count, False)  # the main process shows all of them
-        return next(iter(alone))
+        samples = [pairs.sample(index, random.Random(0)) for index in range(len(pairs))]
+        return to_device(stack(samples), self.job.device)
 
     def describe(self) -> str:
         """One line for the log."""

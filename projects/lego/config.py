@@ -247,6 +247,20 @@ class ExtractConfig(Section):
     seed: int = Field(42, ge=0, description="with clip and action it decides a description")
 
 
+class CurateConfig(Section):
+    """How instruction data is made from labels, without the released one."""
+
+    model: str = Field("", description="folder of a chat model of transformers")
+    count: int = Field(20_000, ge=1, description="actions of the training part that are described")
+    examples: Path | None = Field(None, description="JSON list of {action, objects, description}; none: ours")
+    objects: str = Field("objects", description="field of the dataset's JSON with {name: box}; left out where absent")
+    attempts: int = Field(3, ge=1, description="answers asked for until one is a description")
+    words: tuple[int, int] = Field((8, 120), description="fewest and most words of a description")
+    temperature: float = Field(0.7, ge=0, description="of sampling; 0 takes the most likely token, one attempt")
+    longest: int = Field(256, ge=1, description="new tokens at most")
+    seed: int = Field(0, ge=0, description="decides which actions, and with them what is drawn")
+
+
 class VlmConfig(Section):
     """LEGO's language stage: LLaVA learns to describe how an action will be carried out in this view."""
 
@@ -268,3 +282,4 @@ class VlmConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it")
     strategy: Literal["ddp", "fsdp"] = Field("fsdp", description="how several processes share the network")
     extract: ExtractConfig = ExtractConfig()
+    curate: CurateConfig = CurateConfig()

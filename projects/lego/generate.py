@@ -156,7 +156,7 @@ def draw(
 
 
 def grid(lego: Lego, batches: Batches, schedule: Schedule, cfg: Config) -> Tensor:
-    """A few examples of a run, float (B, 3, H, 3W) in [0, 1]: source, drawn and target frame side by side."""
+    """A few examples of a run, float (3, BH, 3W) in [0, 1]: in each row source, drawn and target frame."""
     batch = batches.examples(cfg.show.count)
     assert batches.vae is not None
     settings = cfg.sample.model_copy(update={"steps": cfg.show.steps})
@@ -166,7 +166,8 @@ def grid(lego: Lego, batches: Batches, schedule: Schedule, cfg: Config) -> Tenso
         null=batches.null, names=batch["id"], cfg=settings, precision=cfg.precision,
     )  # fmt: skip
     drawn = decode(batches.vae, latents, cfg.diffusion.scale_factor).float()
-    return (torch.cat([pictures[0], drawn, pictures[1]], 3).clamp(-1, 1) + 1) / 2
+    rows = torch.cat([pictures[0], drawn, pictures[1]], 3)
+    return (torch.cat(list(rows), 1).clamp(-1, 1) + 1) / 2
 
 
 def written_size(record: Record, cfg: Config) -> tuple[int, int]:

@@ -125,7 +125,8 @@ def sample(
     contexts = torch.cat([context, null.expand(2 * len(context), -1, -1)])
 
     def predict(latents: Tensor, times: Tensor) -> Tensor:
-        return lego.denoise(latents, times, sources, contexts)
+        predicted: Tensor = lego(latents, times, sources, contexts)
+        return predicted
 
     denoise = guided(predict, schedule, text_scale, image_scale)
     start = noise() * sigmas[0]

@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 def train(cfg: Config, job: Run) -> dict[str, float]:
     """The method: the mean squared error of the noise in the target frame's latents."""
-    if cfg.diffusion.draws == "reference":
-        torch.manual_seed(cfg.run.seed)  # all processes alike, drop-out too
+    seed_alike(cfg)
     lego = model.build(cfg.model)
     weights.start(lego, cfg, job)
     freeze(lego.to(job.device), train_conditioner=cfg.model.train_conditioner)
@@ -66,7 +65,7 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
         precision=cfg.precision,
         strategy=cfg.strategy,
         compile=cfg.compile,
-        channels_last=True,
+        channels_last=cfg.strategy == "ddp",  # FSDP shards parameters that are laid out plainly only
         blocks=BLOCKS if cfg.strategy == "fsdp" else (),
         rules=decay_everywhere(cfg.optim.weight_decay),
     )
@@ -91,16 +90,15 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
             norm = step.backward(losses["total"])
             epoch_loss.add(losses["total"])
             speed.add(len(batch["id"]), loader.wait_s)
-            if norm is None:
-                continue
 
-            if step.count % cfg.run.log_every == 0:
+            if norm is not None and step.count % cfg.run.log_every == 0:
                 row: dict[str, float | Tensor] = {f"train/loss_{name}": losses[name] for name in ("simple", "vlb")}
                 job.log.scalars(step.count, row | {"lr": step.lr, "grad_norm": norm} | speed.read())
-            if cfg.show.every and step.count % cfg.show.every == 0:
+            stepped = norm is not None
+            if stepped and cfg.show.every and step.count % cfg.show.every == 0:
                 show(step, data, schedule, cfg, job)
-            stopping = job.stopping(step.count)
-            if stopping or (cfg.run.save_every and step.count % cfg.run.save_every == 0):
+            stopping = job.stopping(loader.batch)
+            if stopping or (stepped and cfg.run.save_every and step.count % cfg.run.save_every == 0):
                 saved.save(step.count, state)
             if stopping:
                 return {}
@@ -129,6 +127,12 @@ def freeze(lego: Lego, *, train_conditioner: bool) -> None:
 def decay_everywhere(weight_decay: float) -> list[Rule]:
     """The reference decays biases and norms too."""
     return [("", {"weight_decay": weight_decay})]
+
+
+def seed_alike(cfg: Config) -> None:
+    """In reference mode all processes start from one seed, so that their drop-out is alike too."""
+    if cfg.diffusion.draws == "reference":
+        torch.manual_seed(cfg.run.seed)
 
 
 class Draws(NamedTuple):

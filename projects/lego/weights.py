@@ -104,7 +104,7 @@ def load(cfg: Config, job: Run) -> Networks:
         job.log.warning(f"{path} has no moving average; its raw weights answer")
     job.log.info(f"{path}: {layouts.load_unet(lego, parts, average=average, blocks=cfg.model.blocks)}")
     if lego.conditioner.state_dict():
-        layouts.load_conditioner(lego.conditioner, parts)
+        layouts.load_conditioner(lego.conditioner, parts, average=average)
     if parts.layout == "compvis" and not lego.conditioner.has_clone_layers:
         job.log.info("the mixer's layers differ: this conditioning was trained")
     vae, text = frozen(cfg, job, path if parts.vae and parts.text else "")

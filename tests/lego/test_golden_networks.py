@@ -102,7 +102,7 @@ def test_unet(case: Case, parity: Parity) -> None:
     size = len(expected)
     noisy, source = case.noise("in.x", (size, 8, *expected.shape[2:])).chunk(2, 1)
     with torch.no_grad():
-        out = lego.denoise(noisy, torch.tensor([17.0, 642.5]), source, case.noise("in.context", (size, 410, 768)))
+        out = lego(noisy, torch.tensor([17.0, 642.5]), source, case.noise("in.context", (size, 410, 768)))
     parity.check("out", out, expected, atol=5e-5)
     del lego
     gc.collect()

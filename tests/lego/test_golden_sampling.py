@@ -85,7 +85,7 @@ def test_from_a_frame_to_the_written_picture(case: Case, shortcut: bool, parity:
     null = tiny.states("")
     steps = len(expected["traj"])
     path: list[Tensor] = []
-    ask = lego.denoise
+    ask = lego.forward
 
     with torch.inference_mode():
         context = lego.conditioner(Condition(tiny.states(PROMPT), image_features, text_features))
@@ -96,7 +96,7 @@ def test_from_a_frame_to_the_written_picture(case: Case, shortcut: bool, parity:
             path.append(latents[:1] * (sigmas[len(path)] ** 2 + 1) ** 0.5)
             return ask(latents, times, *rest)
 
-        lego.denoise = watched
+        lego.forward = watched
         latents = sampler.sample(
             lego,
             schedule,

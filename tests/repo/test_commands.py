@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shlex
@@ -15,9 +14,10 @@ import pytest
 
 from core import config
 from tests.repo.files import ROOT, tracked
+from tests.repo.test_configs import section_of
 
 DOCUMENTS = [path for path in tracked() if path.suffix == ".md" and "golden" not in path.parts]
-CONFIGURED = re.compile(r"projects\.(\w+)\.(train\w*|eval|predict|doctor)$")  # commands that take a configuration
+CONFIGURED = re.compile(r"projects\.(\w+)\.(?:train_(\w+)|train|eval|predict|doctor)$")  # take a configuration
 WORK = ["setup", "train", "eval", "predict", "convert", "doctor", "demo", "slurm"]
 LOOK = ["help", "config", "summary", "tensorboard", "bench"]
 TRUST = ["test", "test-dist", "test-gpu", "test-all", "golden", "check", "format", "clean"]
@@ -51,7 +51,7 @@ def resolve(arguments: Sequence[str]) -> None:
     if (match := CONFIGURED.match(module)) and not any(word.startswith("runs/") for word in rest):
         path = next((ROOT / word for word in rest if word.endswith(".yaml")), None)
         overrides = [word for word in rest if re.match(r"[\w.]+=", word)]
-        config.load(importlib.import_module(f"projects.{match[1]}.config").Config, path, overrides)
+        config.load(section_of(match[1], match[2] or ""), path, overrides)
     return None
 
 

@@ -52,19 +52,16 @@ class Lego(nn.Module):
         noisy: Tensor,
         timesteps: Tensor,
         source: Tensor,
-        condition: Condition,
+        condition: Condition | Tensor,
         dropped: Tensor | None = None,
         null: Tensor | None = None,
     ) -> Tensor:
         """Noise (B, 4, h, w) in `noisy` (B, 4, h, w) at `timesteps` (B,), which may be fractional.
 
-        `source` (B, 4, h, w) is the mode of the source frame's latents, not scaled; `dropped` and `null` as in
-        `Conditioner`.
+        `source` (B, 4, h, w) is the mode of the source frame's latents, not scaled. `condition` may also be the tokens
+        (B, N, D) that the conditioner made of it; `dropped` and `null` are for the conditioner.
         """
-        return self.denoise(noisy, timesteps, source, self.conditioner(condition, dropped, null))
-
-    def denoise(self, noisy: Tensor, timesteps: Tensor, source: Tensor, context: Tensor) -> Tensor:
-        """As `forward`, with the conditions as the tokens (B, N, D) that `Conditioner` makes of them."""
+        context = condition if isinstance(condition, Tensor) else self.conditioner(condition, dropped, null)
         noise: Tensor = self.unet(torch.cat([noisy, source], 1), timesteps, context, return_dict=False)[0]
         return noise
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from projects.lego.model.text import TextEncoder
 Weights = dict[str, Tensor]
 
 FOLDERS = ("unet", "vae", "text_encoder", "conditioner")
+_OWN = {"parts.model", "parts.step.average"}
 FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -42,6 +43,8 @@ class Parts:
     vae: Weights = field(default_factory=dict)
     text: Weights = field(default_factory=dict)
     conditioner: Weights = field(default_factory=dict)
+    average_conditioner: Weights = field(default_factory=dict)
+    """The moving average of the conditioning, which only our own checkpoints have."""
     tokenizer: Path | None = None
     about: dict[str, Any] = field(default_factory=dict)
     updates: int = 0
@@ -69,8 +72,15 @@ def read(source: str | Path) -> Parts:
 
 
 def _read_file(path: Path) -> Parts:
-    tensors, about = read_weights(path, allow="inert")
-    return split(tensors, path, about)
+    tensors, about = read_weights(path, allow="inert", mapped=True)
+    places = {about.get("key"), *about.get("others", ())}
+    if not {"parts.model", "parts.step.average"} <= places:
+        return split(tensors, path, about)
+    # A checkpoint of a run: raw weights, and their average beside the optimizer.
+    parts, average = (split(read_weights(path, key, mapped=True)[0], path, about) for key in sorted(places & _OWN))
+    parts.average, parts.average_conditioner = average.unet, average.conditioner
+    parts.updates = int(torch.load(path, weights_only=True, mmap=True)["parts"]["step"]["averaged"])
+    return parts
 
 
 def split(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | None = None) -> Parts:
@@ -124,11 +134,11 @@ def _folder_weights(folder: Path) -> Weights:
                 files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
                 if absent := [file for file in files if not (folder / file).is_file()]:
                     raise ValueError(f"{index}: names {', '.join(absent)}, which are not there; get the folder again")
-                shards = [read_weights(folder / file, allow="inert")[0] for file in files]
+                shards = [read_weights(folder / file, allow="inert", mapped=True)[0] for file in files]
                 return {key: value for shard in shards for key, value in shard.items()}
             for path in (folder / f"{name}.{suffix}", folder / f"{name}.fp16.{suffix}"):
                 if path.is_file():
-                    return read_weights(path, allow="inert")[0]
+                    return read_weights(path, allow="inert", mapped=True)[0]
     raise ValueError(f"{folder}: no weights; expected {FILES[0]}.safetensors or {FILES[1]}.safetensors in it")
 
 
@@ -186,14 +196,17 @@ def load_text(text: TextEncoder, parts: Parts) -> LoadReport:
     return _load(text.model, parts.text, parts, ())
 
 
-def load_conditioner(conditioner: Conditioner, parts: Parts) -> LoadReport:
-    """Put the conditioning into a network; modules of the file that an ablation does without are left out.
+def load_conditioner(conditioner: Conditioner, parts: Parts, *, average: bool = False) -> LoadReport:
+    """Put the conditioning, or its moving average where there is one, into a network.
+
+    Modules of the file that an ablation does without are left out.
 
     Raises: ValueError when any weight that the network has is missing: a wrong file must not load silently.
     """
     wanted = {name.split(".")[0] for name in conditioner.state_dict()}
     extra = [rf"^{prefix[:-1]}\." for prefix in names.CONDITIONER if prefix[:-1] not in wanted]
-    return _load(conditioner, parts.conditioner, parts, (), extra)
+    weights = parts.average_conditioner if average and parts.average_conditioner else parts.conditioner
+    return _load(conditioner, weights, parts, (), extra)
 
 
 def _load(net: nn.Module, weights: Weights, parts: Parts, rules: Any, drop: Any = ()) -> LoadReport:
@@ -201,7 +214,7 @@ def _load(net: nn.Module, weights: Weights, parts: Parts, rules: Any, drop: Any 
         report = load_weights(net, weights, rules=rules, drop=drop)
     except ValueError as error:
         raise ValueError(f"{parts.source}: {str(error).replace('the given state-dict', parts.source.name)}") from None
-    return report
+    return replace(report, source=str(parts.source))
 
 
 # --------------------------------------------------------------------------------------------------------- out of them
