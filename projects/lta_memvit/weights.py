@@ -48,7 +48,9 @@ def load(cfg: Config, job: Run, taxonomy: Taxonomy | None = None) -> tuple[Netwo
     about = {} if path.suffix == ".pkl" else read_weights(path, allow="inert", mapped=True)[1]
     for section, keys in _TRAINED_WITH.items():
         trained, now = about.get(section), getattr(cfg, section).model_dump(mode="json")
-        for key in keys if isinstance(trained, Mapping) else ():
+        if not isinstance(trained, Mapping):
+            continue
+        for key in keys:
             if key in trained and trained[key] != now[key]:
                 job.log.warning(f"these weights were trained with {section}.{key}={trained[key]}, not {now[key]}")
     return net.to(job.device), _names(about.get("classes"), taxonomy, found, str(path))

@@ -101,7 +101,8 @@ class Network(nn.Module):
         if backbone.s1.pathway0_stem.bn.training:
             pairs = zip(slow.unbind(1), fast.unbind(1), strict=True)
             return torch.stack([backbone.features(pair) for pair in pairs], 1)
-        return backbone.features((slow.flatten(0, 1), fast.flatten(0, 1))).unflatten(0, video.shape[:2])
+        features: Tensor = backbone.features((slow.flatten(0, 1), fast.flatten(0, 1))).unflatten(0, video.shape[:2])
+        return features
 
     def _in_order(self, memory: Memory, video: Tensor, places: Sequence[Place]) -> Tensor:
         """(B, N, 3, T, H, W) -> (B, N, D): one input after the other, oldest first, each remembering those before.

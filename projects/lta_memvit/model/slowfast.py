@@ -129,7 +129,7 @@ class StemPathway(nn.Module):
 
 
 class Lateral(nn.Module):
-    """Fast features at the slow frame rate, twice as wide, go behind the slow ones: slow (B, C, ...) -> (B, C + 2c, ...)."""
+    """Fast features at the slow frame rate, twice as wide, behind the slow ones: (B, C, ...) -> (B, C + 2c, ...)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -195,7 +195,8 @@ class Branch(nn.Module):
         """Shapes: (B, inputs, T, H, W) -> (B, outputs, T, H/stride, W/stride)."""
         video = F.relu(self.a_bn(self.a(video)), inplace=True)
         video = F.relu(self.b_bn(self.b(video)), inplace=True)
-        return self.c_bn(self.c(video))
+        widened: Tensor = self.c_bn(self.c(video))
+        return widened
 
 
 def _initialize(model: nn.Module) -> None:

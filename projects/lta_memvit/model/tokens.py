@@ -22,13 +22,14 @@ class PatchEmbed(nn.Module):
 
     def forward(self, video: Tensor) -> tuple[Tensor, Grid]:
         """Shapes: see the class."""
-        patches = self.proj(video.contiguous(memory_format=torch.channels_last_3d))
+        patches: Tensor = self.proj(video.contiguous(memory_format=torch.channels_last_3d))
         return to_tokens(patches), grid_of(patches)
 
 
 def to_video(patches: Tensor, grid: Grid) -> Tensor:
     """Patches (B, T·H·W, C) as video (B, C, T, H, W), without a copy."""
-    return patches.unflatten(1, grid).permute(0, 4, 1, 2, 3)
+    video: Tensor = patches.unflatten(1, grid).permute(0, 4, 1, 2, 3)
+    return video
 
 
 def to_tokens(video: Tensor) -> Tensor:
