@@ -30,6 +30,7 @@ class DataConfig(Section):
         description="files: as released, (256, 5120); patches: CLIP patches in the same layout, (256, 1024), projected "
         "on the fly; frames: CLIP runs on the source frame, nothing is stored (patches and frames need model.vision)",
     )
+    vision_side: int = Field(224, ge=1, description="pixels of CLIP's input, with image_features=frames")
     size: tuple[int, int] = Field((256, 256), description="height and width that frames are squeezed to")
     flip: float = Field(0.5, ge=0, le=1, description="chance of a mirrored pair in training")
     flip_words: bool = Field(False, description="a mirrored pair swaps left and right in its prompt (reference: no)")
@@ -49,6 +50,7 @@ class ModelConfig(Section):
         "bring their own",
     )
     vision: str = Field("", description="folder of the VLLM (CLIP and mm_projector), for image features on the fly")
+    clip: str = Field("", description="folder of CLIP ViT-L/14, when the VLLM's folder leaves the image tower out")
     features: Literal["both", "image", "text", "none"] = Field(
         "both", description="which features of the VLLM condition the UNet; none: InstructPix2Pix"
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import simplejson
 
@@ -13,6 +15,33 @@ from core.checkpoint import write_atomic
 from projects.lego import data, prompts
 from projects.lego.config import VlmConfig
 from projects.lego.data import Record
+
+
+class Lines:
+    """A file of JSON objects, one a line, that grows as work is done; a line cut short by a crash does not count."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines."""
+        found = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+            try:
+                found.append(simplejson.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """One more line, on the disk when this returns."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            if end := file.seek(0, os.SEEK_END):
+                file.seek(end - 1)
+            whole = not end or file.read(1) == b"\n"
+            file.write(b"" if whole else b"\n")
+            file.write(simplejson.dumps(entry).encode() + b"\n")
 
 
 def key(record: Record) -> str:
@@ -33,16 +62,13 @@ class Notes:
             cfg.data.root / dataset / f"vllm_{kind}_feature" / name / cfg.extract.split for kind in ("image", "text")
         ]
         self.merged = self.folder / f"{vlm.name}.json"
+        self.own = Lines(self.folder / f"lines-{dist.world().rank}.jsonl")
+        self.narrator = cfg.curation.narrator
         self.made = {
             "model": fingerprint(vlm), "image": cfg.extract.image, "frame": cfg.extract.frame,
             "narrator": cfg.curation.narrator, "temperature": cfg.extract.temperature, "top_p": cfg.extract.top_p,
             "longest": cfg.extract.longest, "seed": cfg.extract.seed,
         }  # fmt: skip
-
-    @property
-    def own(self) -> Path:
-        """The file of this process."""
-        return self.folder / f"lines-{dist.world().rank}.jsonl"
 
     def sign(self, replace: bool) -> None:
         """Leave a note of what writes here, or compare with the one that is there; `replace` starts anew."""
@@ -69,29 +95,16 @@ class Notes:
 
     def read(self) -> dict[str, dict[str, str]]:
         """What was written so far: clip/action -> original action, cleaned action, description."""
-        found: dict[str, dict[str, str]] = {}
-        for path in sorted(self.folder.glob("lines-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = simplejson.loads(line)
-                    found[entry.pop("key")] = entry
-                except (ValueError, KeyError):
-                    continue  # cut short
-        return found
+        found = [entry for path in sorted(self.folder.glob("lines-*.jsonl")) for entry in Lines(path).read()]
+        return {entry.pop("key"): entry for entry in found}
 
     def add(self, record: Record, description: str) -> None:
-        """One more line."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """One more line, in a file of this process."""
         action = record.prompt("action")
-        entry = {
+        self.own.add({
             "key": key(record), "original action": action,
-            "action": prompts.cleaned(action, record.dataset, self.made["narrator"]),  # type: ignore[arg-type]
-            "description": description,
-        }  # fmt: skip
-        with self.own.open("a", encoding="utf-8") as file:
-            if file.tell() and not ends_well(self.own):
-                file.write("\n")
-            file.write(simplejson.dumps(entry) + "\n")
+            "action": prompts.cleaned(action, record.dataset, self.narrator), "description": description,
+        })  # fmt: skip
 
     def merge(self, records: Iterable[Record]) -> dict[str, dict[str, dict[str, str]]]:
         """{clip: {action: {...}}} in the order of the dataset, written as one file."""
@@ -102,16 +115,6 @@ class Notes:
                 tree.setdefault(record.clip, {})[record.action] = known[key(record)]
         write_atomic(self.merged, simplejson.dumps(tree, indent=4) + "\n")
         return tree
-
-
-def ends_well(path: Path) -> bool:
-    """Whether a text file ends with its last line whole."""
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        if file.tell() == 0:
-            return True
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
 
 
 def fingerprint(vlm: Path) -> str:
