@@ -94,9 +94,10 @@ def inputs(cfg: Config, job: Run) -> Iterator[Input]:
     path = cfg.predict.input
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in FEATURES)
-        videos = [] if files else list(extract.find(path).values())
-        if not files and not videos:
-            raise ValueError(f"predict.input={path}: a folder without videos and without feature files")
+        try:
+            videos = [] if files else list(extract.find(path).values())
+        except ValueError:
+            raise ValueError(f"predict.input={path}: a folder without videos and without feature files") from None
     elif path.is_file():
         files, videos = ([path], []) if path.suffix.lower() in FEATURES else ([], [path])
     else:

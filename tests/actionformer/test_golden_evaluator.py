@@ -1,4 +1,4 @@
-"""The official evaluator's numbers by the project's own path: files of annotations and detections in, mAP and recall out."""
+"""The official evaluator by the project's own path: files of annotations and detections in, mAP and recall out."""
 
 from __future__ import annotations
 

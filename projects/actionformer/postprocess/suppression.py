@@ -61,7 +61,8 @@ def _groups(labels: Ints) -> Iterator[tuple[int, Ints]]:
     """Every class that occurs, in ascending order, with the numbers of its candidates."""
     order = np.argsort(labels, kind="stable")
     found, first = np.unique(labels[order], return_index=True)
-    yield from zip(found.tolist(), np.split(order, first[1:]), strict=True)
+    for label, start, end in zip(found.tolist(), first, [*first[1:], len(order)], strict=False):
+        yield label, order[start:end]
 
 
 def _soft(segments: Floats, scores: Floats, sigma: float, cfg: PostprocessConfig) -> Picks:
