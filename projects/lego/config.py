@@ -266,7 +266,7 @@ class CurateConfig(Section):
 class VlmConfig(Section):
     """LEGO's language stage: LLaVA learns to describe how an action will be carried out in this view."""
 
-    run: RunConfig = RunConfig(out=Path("runs/lego/ego4d_vlm"), seed=42, save_every=150, keep=4)
+    run: RunConfig = RunConfig(out=Path("runs/lego/vlm"), seed=42, save_every=150, keep=4)
     data: DataConfig = DataConfig()
     curation: CurationConfig = CurationConfig()
     loader: LoaderConfig = LoaderConfig(batch_size=16, workers=4, seed=42)

@@ -3,9 +3,10 @@
     python -m projects.lego.curate projects/lego/configs/ego4d_vlm.yaml curate.model=FOLDER curate.count=20000
 
 In-context learning as in the paper: the chat model gets a few written examples, the action and the boxes of its
-objects, and no picture. It runs on this machine; any chat model of transformers will do. A part of the training actions, the
-same at every call, is described; what was described is kept, and a restart goes on. Answers that are refusals, echoes,
-too short or too long are asked for again; actions without a good one are listed. The file is what train_vlm reads.
+objects, and no picture. It runs on this machine; any chat model of transformers will do. A part of the training
+actions, the same at every call, is described; what was described is kept, and a restart goes on. Answers that are
+refusals, echoes, too short or too long are asked for again; actions without a good one are listed. The file is what
+train_vlm reads.
 """
 
 from __future__ import annotations
