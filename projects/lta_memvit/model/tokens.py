@@ -38,8 +38,9 @@ def to_tokens(video: Tensor) -> Tensor:
 
 
 def grid_of(video: Tensor) -> Grid:
-    """Frames, rows and columns of a video (B, C, T, H, W)."""
-    return video.shape[2], video.shape[3], video.shape[4]
+    """Frames, rows and columns of a video (B, C, T, H, W): plain numbers, also when the network is traced."""
+    frames, rows, columns = (int(size) for size in video.shape[2:])
+    return frames, rows, columns
 
 
 class Pool(nn.Conv3d):
