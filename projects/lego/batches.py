@@ -16,6 +16,7 @@ from projects.lego.cache import Store
 from projects.lego.config import Config
 from projects.lego.data import Pairs, Record
 from projects.lego.model import Condition, TextEncoder, encode
+from projects.lego.sight import Sight
 
 PARTS = ("train", "val")
 
@@ -39,8 +40,8 @@ class Batches:
     Raises: ValueError when there is nothing to train on.
     """
 
-    def __init__(self, cfg: Config, job: Run) -> None:
-        self.cfg, self.job = cfg, job
+    def __init__(self, cfg: Config, job: Run, sight: Sight | None = None) -> None:
+        self.cfg, self.job, self.sight = cfg, job, sight
         self.records: dict[str, list[Record]] = {"train": data.load(cfg.data, "train")}
         self.records["val"] = self._validation()
         if not self.records["train"]:
@@ -129,7 +130,7 @@ class Batches:
             assert self.vae is not None
             source = encode(self.vae, data.to_input(batch["source"]))[:, :4]
             moments = encode(self.vae, data.to_input(batch["target"]))
-        return Inputs(moments, source, condition(batch, self.text))
+        return Inputs(moments, source, condition(batch, self.text, self.sight))
 
     def examples(self, count: int) -> Batch:
         """The first pairs of the validation part (else of training), with their frames."""
@@ -147,10 +148,11 @@ class Batches:
         )
 
 
-def condition(batch: Batch, text: TextEncoder | None) -> Condition:
-    """The conditions of a batch; its prompts are encoded now unless their states came with it."""
+def condition(batch: Batch, text: TextEncoder | None, sight: Sight | None = None) -> Condition:
+    """The conditions of a batch; its prompts are encoded now unless their states came with it, and so is the sight."""
     states: Any = batch.get("text")
     if states is None:
         assert text is not None, "the batch has no states of its prompts and there is no text encoder"
         states = text.encode(batch["prompt"])
-    return Condition(states, batch.get("image_features"), batch.get("text_features"))
+    image = batch.get("image_features") if sight is None else sight(batch)
+    return Condition(states, image, batch.get("text_features"))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from core.data import SampleError
 from projects.lego.config import DataConfig, ModelConfig
+from projects.lego.model.vision import clip_pixels
 
 Kind = Literal["image", "text"]
 TEXT_ROWS = 77
@@ -254,7 +255,8 @@ class Pairs:
 
     Samples: id, prompt; source and (with `targets`) target uint8 (H, W, 3), or from the cache of latents `moments`
     (12, h, w): the mode of the source, mean and log-variance of the target; `text` (77, D) from the cache of prompts;
-    image_features (N, F) and text_features (77, F) where the model uses them.
+    image_features (N, F) and text_features (77, F) where the model uses them, or `pixels` (3, side, side) in place of
+    image features that are made on the fly.
     """
 
     def __init__(
@@ -271,6 +273,7 @@ class Pairs:
         self.records, self.cfg, self.train, self.targets = tuple(records), cfg, train, targets
         self.latents, self.texts = latents, texts
         self.kinds = wanted_features(cfg, model)
+        self.sees = model.uses_image and cfg.image_features == "frames"
 
     def __len__(self) -> int:
         return len(self.records)
@@ -287,6 +290,9 @@ class Pairs:
             sample |= {name: picture.flip(1) if flip else picture for name, picture in pictures.items()}
         if self.texts is not None:
             sample["text"] = self.texts[text_key(sample["prompt"])].float()
+        if self.sees:
+            pixels = clip_pixels(read_image(source_path(cfg.root, record)), cfg.vision_side)
+            sample["pixels"] = pixels.flip(-1) if flip and cfg.flip_features else pixels
         for kind in self.kinds:
             features = read_features(feature_path(cfg.root, record, kind, cfg.vllm), kind)
             if kind == "image" and flip and cfg.flip_features:

@@ -65,7 +65,7 @@ def generate(cfg: Config, job: Run) -> Path:
         chosen = [by_id[name] for name in batch["id"]]
         latents = encode(nets.vae, data.to_input(batch["source"]))[:, :4]
         images = draw(
-            nets.lego, nets.schedule, source=latents, condition=condition(batch, nets.text), null=null,
+            nets.lego, nets.schedule, source=latents, condition=condition(batch, nets.text, nets.sight), null=null,
             names=[sample_name(record) for record in chosen], cfg=cfg.sample, precision=cfg.precision,
         )  # fmt: skip
         images = decode(nets.vae, images, cfg.diffusion.scale_factor)
@@ -161,9 +161,11 @@ def grid(lego: Lego, batches: Batches, schedule: Schedule, cfg: Config) -> Tenso
     assert batches.vae is not None
     settings = cfg.sample.model_copy(update={"steps": cfg.show.steps})
     pictures = [data.to_input(batch[name]) for name in ("source", "target")]
+    source = encode(batches.vae, pictures[0])[:, :4]
+    given = condition(batch, batches.text, batches.sight)
     latents = draw(
-        lego, schedule, source=encode(batches.vae, pictures[0])[:, :4], condition=condition(batch, batches.text),
-        null=batches.null, names=batch["id"], cfg=settings, precision=cfg.precision,
+        lego, schedule, source=source, condition=given, null=batches.null, names=batch["id"], cfg=settings,
+        precision=cfg.precision,
     )  # fmt: skip
     drawn = decode(batches.vae, latents, cfg.diffusion.scale_factor).float()
     rows = torch.cat([pictures[0], drawn, pictures[1]], 3)

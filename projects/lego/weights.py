@@ -14,6 +14,7 @@ from core.run import Run
 from projects.lego import model
 from projects.lego.config import Config
 from projects.lego.model import Lego, Schedule, TextEncoder, layouts
+from projects.lego.sight import Sight, open_sight
 
 LEARNED = ("width", "levels", "blocks", "heads", "context", "features", "feature_width")
 """Keys of the model section that a file of ours says about itself."""
@@ -29,6 +30,8 @@ class Networks:
     schedule: Schedule
     source: Path
     """The file of the weights that learned."""
+    sight: Sight | None = None
+    """Makes image features where they do not come from files."""
 
     def null(self) -> Tensor:
         """The states of the empty prompt, (1, 77, D)."""
@@ -109,7 +112,8 @@ def load(cfg: Config, job: Run) -> Networks:
         job.log.info("the mixer's layers differ: this conditioning was trained")
     vae, text = frozen(cfg, job, path if parts.vae and parts.text else "")
     lego.requires_grad_(False).eval()
-    return Networks(lego.to(job.device), vae, text, schedule(cfg).to(job.device), path)
+    sight = open_sight(cfg, lego.to(job.device).conditioner, job)
+    return Networks(lego, vae, text, schedule(cfg).to(job.device), path, sight)
 
 
 def _compare(cfg: Config, parts: layouts.Parts, job: Run) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -27,6 +27,9 @@ class Conditioner(nn.Module):
     so does the UNet: the reference masks nothing. Both of its layers start as copies of one initialization.
     """
 
+    patch_weight: Tensor | None
+    patch_bias: Tensor | None
+
     def __init__(
         self,
         feature_width: int = 5120,
@@ -39,6 +42,8 @@ class Conditioner(nn.Module):
         super().__init__()
         self.projection_img = nn.Linear(feature_width, width) if image else None
         self.projection_txt = nn.Linear(feature_width, width) if text else None
+        self.register_buffer("patch_weight", None, persistent=False)
+        self.register_buffer("patch_bias", None, persistent=False)
         self.self_attn_mix = None
         if text:
             layer = nn.TransformerEncoderLayer(
@@ -56,7 +61,7 @@ class Conditioner(nn.Module):
         """
         parts = [condition.text]
         if self.projection_img is not None:
-            parts.append(self.projection_img(_checked(condition.image_features, self.projection_img, "image")))
+            parts.append(self._image(condition.image_features))
         if self.projection_txt is not None and self.self_attn_mix is not None:
             mixed = self.projection_txt(_checked(condition.text_features, self.projection_txt, "text"))
             parts.append(self.self_attn_mix(mixed))
@@ -70,27 +75,34 @@ class Conditioner(nn.Module):
     @staticmethod
     def null(text: Tensor, tokens: int) -> Tensor:
         """The context of an unconditional pass: the empty prompt's states (1, 77, D), zeros up to `tokens`."""
-        return torch.nn.functional.pad(text, (0, 0, 0, tokens - text.shape[1]))
+        return F.pad(text, (0, 0, 0, tokens - text.shape[1]))
 
-    def folded(self, projector: nn.Linear) -> Conditioner:
-        """A copy that takes CLIP patches instead of image features: `projection_img` after the VLLM's linear projector.
+    def fold(self, projector: nn.Linear) -> None:
+        """Take CLIP patches too: `projection_img` after the VLLM's linear projector is one map, 1024 -> 768.
 
-        Both maps are linear, so 1024 -> 5120 -> 768 is one matrix, and nothing 5120 wide has to be stored.
+        Nothing 5120 wide is then stored or computed. The map is no part of the state-dict, and it is right as long as
+        the conditioning does not learn.
 
         Raises: ValueError when the projector's width is another one, or the model takes no image features.
         """
         if self.projection_img is None or self.projection_img.in_features != projector.out_features:
             wanted = "none" if self.projection_img is None else f"{self.projection_img.in_features} wide ones"
             raise ValueError(f"the projector gives features {projector.out_features} wide, the model takes {wanted}")
-        outer, result = self.projection_img, copy.deepcopy(self)
-        inner = nn.Linear(projector.in_features, outer.out_features, device=outer.weight.device)
-        with torch.no_grad():
-            weight, bias = outer.weight.double(), projector.weight.new_zeros(projector.out_features).double()
-            bias = bias if projector.bias is None else projector.bias.double()
-            inner.weight.copy_(weight @ projector.weight.double())
-            inner.bias.copy_(weight @ bias + outer.bias.double())
-        result.projection_img = inner.to(outer.weight.dtype)
-        return result
+        outer, inner = (layer.weight.detach().double() for layer in (self.projection_img, projector))
+        inner, bias = inner.to(outer.device), self.projection_img.bias.detach().double()
+        if projector.bias is not None:
+            bias = bias + outer @ projector.bias.detach().double().to(outer.device)
+        self.register_buffer("patch_weight", (outer @ inner).float(), persistent=False)
+        self.register_buffer("patch_bias", bias.float(), persistent=False)
+
+    def _image(self, features: Tensor | None) -> Tensor:
+        """Image features or, after `fold`, patches (B, 256, F) -> (B, 256, D)."""
+        assert self.projection_img is not None
+        weight, own = self.patch_weight, self.projection_img.in_features
+        if weight is not None and features is not None and features.shape[-1] == weight.shape[1] != own:
+            return F.linear(features.to(weight.dtype), weight, self.patch_bias)
+        projected: Tensor = self.projection_img(_checked(features, self.projection_img, "image"))
+        return projected
 
     @property
     def has_clone_layers(self) -> bool:
