@@ -40,12 +40,12 @@ class _Environments:
         self.lock = threading.Lock()
         self.pid = os.getpid()
         self.open: dict[Path, lmdb.Environment] = {}
-        self.abandoned: list[dict[Path, lmdb.Environment]] = []  # of the parent: closing them here would harm it
 
     def get(self, path: Path) -> lmdb.Environment:
         with self.lock:
-            if self.pid != os.getpid():
-                self.abandoned.append(self.open)
+            if self.pid != os.getpid():  # forked: close the copies, which the parent does not notice, and open anew
+                for environment in self.open.values():
+                    environment.close()
                 self.open, self.pid = {}, os.getpid()
             known = path.resolve()
             if known not in self.open:
