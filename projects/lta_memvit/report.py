@@ -175,18 +175,16 @@ def write_predictions(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
         for kind in ("verb", "noun"):
             if answer["seen"]:
                 tracks.append(SegmentTrack(f"{kind} seen", _merged(answer["seen"], kind)))
-            expected = [
+            next_ones = [
                 Segment(e["start_s"], e["end_s"], e[kind][0]["class"], e[kind][0]["share"]) for e in answer["next"]
             ]
-            tracks.append(SegmentTrack(f"{kind} expected", expected))
+            tracks.append(SegmentTrack(f"{kind} expected", next_ones))
         ends = [answer["duration_s"], *(entry["end_s"] for entry in answer["next"])]
         name = f"{Path(answer['video']).name}, seen until {answer['at_s']:.1f} s"
         limit_mb = PLAYERS_MB / len(answers)
         page.timeline(name, tracks, max(ends), answer["video"], limit_mb=limit_mb)
-        if answer["next"]:
-            page.text(" → ".join(f"{e['verb'][0]['class']} {e['noun'][0]['class']}" for e in answer["next"]))
-        else:
-            page.text(answer["note"])
+        expected = " → ".join(f"{e['verb'][0]['class']} {e['noun'][0]['class']}" for e in answer["next"])
+        page.text("\n\n".join(filter(None, [expected, answer["note"]])))
         rows = [
             {"position": z, "verb": e["verb"][0]["class"], "p(verb)": e["verb"][0]["share"],
              "noun": e["noun"][0]["class"], "p(noun)": e["noun"][0]["share"],
