@@ -1,6 +1,6 @@
 """Is everything there, and does it fit? Machine, annotations, videos or features, prototypes, weights, before a run.
 
-    python -m projects.sgear.doctor projects/sgear/configs/ek100_SGEAR_tsn.yaml data.root=data/sgear
+    python -m projects.sgear.doctor projects/sgear/configs/ek100_tsn_rgb.yaml data.root=data/sgear
 
 ends with 0 when training can start.
 """

@@ -107,7 +107,7 @@ def configuration(runs: Sequence[str], file: str | None, overrides: Sequence[str
     known = [Path(run) / "config.yaml" for run in runs]
     path = Path(file) if file else next((path for path in known if path.is_file()), None)
     if path is None:
-        raise ValueError("no run has a config.yaml; say --config projects/sgear/configs/ek100_SGEAR_vit.yaml")
+        raise ValueError("no run has a config.yaml; say --config projects/sgear/configs/ek100_vit.yaml")
     return config.load(Config, path, overrides)
 
 

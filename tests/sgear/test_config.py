@@ -75,7 +75,7 @@ def test_every_configuration_builds_its_network(path: Path) -> None:
     assert net.future_predictor.encoder.weight.shape == (cfg.model.decoder.width, cfg.model.width)
     assert hasattr(net, "vis_prototypes") == (cfg.model.kind == "sgear")
     if cfg.model.kind == "avt":
-        assert not (cfg.loss.semantic or cfg.loss.past_semantic or cfg.loss.distance)
+        assert cfg.loss.semantic == cfg.loss.past_semantic == cfg.loss.distance == 0
 
 
 @pytest.mark.parametrize(
