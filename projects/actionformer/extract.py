@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,27 +101,46 @@ def _batches(
         pieces = [wanted[i : i + READ] for i in range(0, len(wanted), READ)]
         return first, [reader.read(piece, rotate=True) for piece in pieces]
 
-    held, base = torch.empty(0), 0
+    held: list[Piece] = []
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(read, 0)
         for number, start in enumerate(starts):
             first, pieces = ahead.result()
             if number + 1 < len(starts):
                 ahead = thread.submit(read, number + 1)
-            fresh = [extractor.prepare(piece.to(device, non_blocking=True)) for piece in pieces]
-            begin = plan.span(start, 1)[0]
-            kept = [held[:, begin - base :]] if held.numel() and begin < base + held.shape[1] else []
-            held, base = torch.cat([*kept, *fresh], 1), begin if kept else first
-            count = min(size, len(plan) - start)
-            clips = [_window(held, begin + i * plan.stride - base, plan.window) for i in range(count)]
-            yield torch.stack(clips).contiguous(memory_format=torch.channels_last_3d)
+            begins = [plan.span(start + i, 1)[0] for i in range(min(size, len(plan) - start))]
+            held = [piece for piece in held if piece.end > begins[0]]
+            for frames in pieces:
+                prepared = extractor.prepare(frames.to(device, non_blocking=True))
+                held.append(Piece(first, prepared.permute(1, 2, 3, 0).contiguous()))
+                first = held[-1].end
+            yield _assemble(held, begins, plan.window)
 
 
-def _window(held: Tensor, start: int, length: int) -> Tensor:
-    """Frames start .. start + length of (3,T,h,w); the last one is held where the video ends."""
-    clip = held[:, start : start + length]
-    missing = length - clip.shape[1]
-    return clip if not missing else torch.cat([clip, clip[:, -1:].expand(-1, missing, -1, -1)], 1)
+class Piece(NamedTuple):
+    """Prepared frames in a row, (t,h,w,3), from sampled frame `start` on."""
+
+    start: int
+    frames: Tensor
+
+    @property
+    def end(self) -> int:
+        """The sampled frame after the last one."""
+        return self.start + len(self.frames)
+
+
+def _assemble(held: Sequence[Piece], begins: Sequence[int], window: int) -> Tensor:
+    """Windows (B,3,W,h,w), channels last in memory; the last frame is held where the video ends."""
+    _, frames = held[0]
+    clips = frames.new_empty((len(begins), window, *frames.shape[1:]))
+    for clip, begin in zip(clips, begins, strict=True):
+        for piece in held:
+            low, high = max(begin, piece.start), min(begin + window, piece.end)
+            if low < high:
+                clip[low - begin : high - begin] = piece.frames[low - piece.start : high - piece.start]
+        if begin + window > held[-1].end:
+            clip[held[-1].end - begin :] = held[-1].frames[-1]
+    return clips.permute(0, 4, 1, 2, 3)
 
 
 # -------------------------------------------------------------------------------------------------------- many videos

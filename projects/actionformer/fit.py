@@ -20,7 +20,9 @@ from projects.actionformer.model.targets import assign
 from projects.actionformer.ranges import compute_adaptive_ranges
 
 PROBED = 2000  # actions whose points are counted
-OFFICIAL_LEVELS = 6
+FINEST = 4.0  # features that the finest level reaches, in official configurations; every coarser one twice as far
+ENDLESS = 10000
+LONGEST_CROP = 4608
 
 
 @dataclass(frozen=True)
@@ -164,15 +166,23 @@ def _histogram(values: NDArray[Any]) -> tuple[list[float], list[int]]:
 
 
 def suggestion(cfg: Config, fit: Fit) -> str:
-    """YAML of a configuration that suits the data: crop length, levels and ranges."""
+    """YAML of a configuration that suits the data: crop length, levels and ranges that double as the steps do."""
     spans = fit.spans[fit.spans > 0]
-    levels = max(2, min(OFFICIAL_LEVELS, int(np.log2(max(fit.longest, 8))) - 1))
+    longest = float(np.percentile(spans, 95)) if len(spans) else FINEST
+    levels = min(max(int(np.ceil(np.log2(longest / FINEST))) + 1, 3), 8)
     unit = 2 ** (levels - 1)
-    wanted = int(np.percentile(fit.lengths["train"], 95))
-    length = min(4608, -(-max(wanted, unit) // unit) * unit)
-    ranges = compute_adaptive_ranges(spans.tolist(), levels, open_end=True)
-    shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in ranges)
-    return (
-        f"data: {{max_length: {length}, classes: {cfg.data.classes}, input_dim: {list(cfg.data.input_dim)}}}\n"
-        f"model: {{arch: [2, 2, {levels - 1}], ranges: [{shown}]}}"
-    )
+    length = -(-max(int(np.percentile(fit.lengths["train"], 95)), unit) // unit) * unit
+    doubling = [(FINEST * 2.0 ** (level - 1) if level else 0, FINEST * 2**level) for level in range(levels)]
+    doubling[-1] = (doubling[-1][0], ENDLESS)
+    lines = [
+        f"data: {{max_length: {min(length, LONGEST_CROP)}, classes: {cfg.data.classes}}}",
+        f"model: {{arch: [2, 2, {levels - 1}], ranges: {_ranges(doubling)}}}",
+    ]
+    if len(spans):
+        quantiles = compute_adaptive_ranges(spans.tolist(), levels, open_end=True)
+        lines.append(f"# or, with as many actions for each level: ranges: {_ranges(quantiles)}")
+    return "\n".join(lines)
+
+
+def _ranges(ranges: Sequence[tuple[float, float]]) -> str:
+    return f"[{', '.join(f'[{low:g}, {high:g}]' for low, high in ranges)}]"

@@ -12,7 +12,23 @@ from core import config
 from tests.repo.files import ROOT
 
 YAMLS = sorted(ROOT.glob("projects/*/configs/*.yaml"))
-EXPECTED = {"ucf50_x3d": {"demo", "ucf50_x3d_xs", "ucf50_x3d_s", "ucf50_x3d_m", "ucf50_x3d_l"}}
+EXPECTED = {
+    "ucf50_x3d": {"demo", "ucf50_x3d_xs", "ucf50_x3d_s", "ucf50_x3d_m", "ucf50_x3d_l"},
+    "actionformer": {
+        *(
+            "demo",
+            "demo_videos",
+            "own",
+            "thumos_i3d",
+            "anet_tsp",
+            "anet_i3d",
+            "epic_slowfast_verb",
+            "epic_slowfast_noun",
+        ),
+        *("ego4d_slowfast", "ego4d_omnivore", "ego4d_egovlp", "ego4d_slowfast_egovlp", "ego4d_omnivore_egovlp"),
+        *("ego4d_slowfast_omnivore_egovlp", "thumos_i3d_modern", "thumos_i3d_snapformer", "thumos_i3d_tbtformer"),
+    },
+}
 
 
 def section_of(project: str, stage: str = "") -> type[config.Section]:

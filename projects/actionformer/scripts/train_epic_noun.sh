@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# EPIC-KITCHENS-100 nouns. Usage: scripts/train_epic_noun.sh RUN_DIR [KEY=VALUE ...]
+set -euo pipefail
+make train PROJECT=actionformer CONFIG=epic_slowfast_noun GPUS="${GPUS:-1}" OUT="${1:?run directory}" ARGS="${*:2}"
