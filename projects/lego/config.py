@@ -148,7 +148,7 @@ class EvalConfig(Section):
     """Which metrics, and where their networks are."""
 
     images: Path | None = Field(None, description="generated frames: a folder images/ or the one above; none: of ckpt")
-    weights: Path = Field(Path("data/lego/metrics"), description="folder with the networks of the metrics")
+    weights: Path = Field(Path("weights/lego/metrics"), description="folder with the networks of the metrics")
     metrics: tuple[str, ...] = Field((), description="names of metrics; empty: all whose networks are there")
     prompt: str = Field("llava_forecast_finetune", description="field of the JSON that BLIP captions are compared with")
     batch_size: int = Field(16, ge=1, description="frames at a time")

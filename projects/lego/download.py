@@ -1,7 +1,7 @@
 """Where everything is published, and how it gets into its place: fetched from the hub, unpacked, counted.
 
 python -m projects.lego.download                                   what there is, where, and how large
-python -m projects.lego.download fetch LEGO-Ego4D --to weights      from the hub, resumable
+python -m projects.lego.download fetch LEGO-Ego4D --to weights/lego  from the hub, resumable
 python -m projects.lego.download unpack EgoGen.zip features.zip --to data/lego
 """
 

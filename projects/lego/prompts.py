@@ -1,6 +1,6 @@
 """What the language model is asked and how its answer is learned: questions, conversations, token ids and labels.
 
-LLaVA (Liu et al., 2023) with LLaMA 2's conversation: `[INST] <<SYS>> ... <</SYS>> <image> question [/INST] answer </s>`.
+LLaVA (Liu et al., 2023), LLaMA 2 conversation: `[INST] <<SYS>> ... <</SYS>> <image> question [/INST] answer </s>`.
 """
 
 from __future__ import annotations
