@@ -60,23 +60,22 @@ def predict(cfg: Config, job: Run) -> dict[str, list[dict[str, Any]]]:
     net, classes = weights.load(cfg, job, _classes(cfg))
     table, shown = {}, []
     for source in job.log.progress(inputs(cfg, job), "predict"):
-        found = detect(
+        answer = detect(
             net, source.read, source.length, source.geometry, source.duration_s, cfg.postprocess,
             size=cfg.predict.block, precision=cfg.precision, device=job.device,
         )  # fmt: skip
-        found = finish({source.name: found}, cfg)[source.name]
+        found = finish({source.name: answer.found}, cfg)[source.name]
         table[source.name] = found
         best = found.take(found.scores >= cfg.predict.min_score)
         subtitles.write(job.out / "subtitles" / source.name, best, classes, source.duration_s)
-        shown.append({"name": source.name, "found": best, "classes": classes, "duration_s": source.duration_s,
-                      "video": source.video})  # fmt: skip
+        shown.append(report.Shown(source.name, best, answer, source.duration_s, source.video))
         job.log.info(f"{source.name}: {len(found.scores)} detections, {len(best.scores)} of them shown")
         if job.stop_requested:
             break
     if not table:
         raise ValueError(f"predict.input={cfg.predict.input}: none of the inputs could be read; the warnings say why")
     results.write_json(job.out / "predictions.json", table, classes)
-    report.write_predictions(job.out / "predict.html", shown)
+    report.write_predictions(job.out / "predict.html", shown, classes)
     job.log.info(f"{len(table)} videos answered: {job.out / 'predictions.json'}, {job.out / 'predict.html'}")
     return {name: results.rows(found, classes) for name, found in table.items()}
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejson
 
 from core import metrics
-from core.report import Page, Segment, SegmentTrack
+from core.report import CurveTrack, Page, Segment, SegmentTrack
 from projects.actionformer import errors, results
+from projects.actionformer.blocks import Answer
 from projects.actionformer.config import Config
 from projects.actionformer.data import Benchmark
 from projects.actionformer.postprocess import Detections
 
 CLASSES_AS_TEXT = 60  # more classes than this make a confusion map that nobody reads
+CURVES = 5  # classes whose scores over time are drawn
 PLAYERS_MB = 60.0  # for the videos inside one page; larger ones are linked
 
 
@@ -186,17 +188,40 @@ def _segment(span: Any, label: int, score: float | None, classes: Sequence[str])
     return Segment(start, max(float(span[1]), start), results.name_of(label, classes), score)
 
 
-def write_predictions(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
-    """Write the page of a prediction: every video with what was found in it, beside the player where there is one.
+class Shown(NamedTuple):
+    """A prediction on its page: the detections to show, what the network said at every moment, the video to play."""
 
-    An answer has name, found (detections to show), classes, duration_s, and video (path or None).
-    """
-    names = ", ".join(answer["name"] for answer in answers[:5])
-    page = Page("What happens when in these videos", names)
-    for answer in answers:
-        found, classes = answer["found"], answer["classes"]
-        tracks = (SegmentTrack("found", segments(found, classes)),)
-        limit_mb = PLAYERS_MB / len(answers)
-        page.timeline(answer["name"], tracks, answer["duration_s"], answer["video"], limit_mb=limit_mb)
-        page.table("", results.rows(found, classes), sortable=True)
+    name: str
+    found: Detections
+    answer: Answer
+    duration_s: float
+    video: Path | None
+
+
+def write_predictions(path: Path, shown: Sequence[Shown], classes: Sequence[str]) -> None:
+    """Write the page of a prediction: every video with what was found in it, beside the player where there is one."""
+    page = Page("What happens when in these videos", ", ".join(one.name for one in shown[:5]))
+    for one in shown:
+        tracks: list[SegmentTrack | CurveTrack] = [SegmentTrack("found", segments(one.found, classes))]
+        tracks.append(CurveTrack("score", one.answer.times_s.clip(0, one.duration_s), _curves(one, classes)))
+        page.timeline(one.name, tracks, one.duration_s, one.video, limit_mb=PLAYERS_MB / len(shown))
+        if one.found.spread_s is not None:
+            page.table("How unsure the boundaries are", _unsure(one.found, classes))
     page.save(path)
+
+
+def _curves(one: Shown, classes: Sequence[str]) -> dict[str, Any]:
+    """The scores over time of the classes that were found, or else score most."""
+    labels = dict.fromkeys(label for label in one.found.labels.tolist() if label < one.answer.scores.shape[1])
+    ranked = np.argsort(-one.answer.scores.max(0, initial=0.0), kind="stable").tolist()
+    chosen = list(dict.fromkeys([*labels, *ranked]))[:CURVES]
+    return {results.name_of(label, classes): one.answer.scores[:, label] for label in chosen}
+
+
+def _unsure(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {"label": row["label"], "score": row["score"]}
+        | {f"{name} (s)": f"{time:.2f} ± {spread:.2f}"
+           for name, time, spread in zip(("start", "end"), row["segment"], row["spread_s"], strict=True)}
+        for row in results.rows(found, classes)
+    ]  # fmt: skip

@@ -43,27 +43,26 @@ def tabulate(videos: Iterable[Any], segments: Any, labels: Any, scores: Any) -> 
     return {video: Detections(spans[own], values[own], names[own]) for video, own in rows.items()}
 
 
-def write_json(path: Path, table: Table, classes: Sequence[str], about: Mapping[str, Any] | None = None) -> None:
-    """`{"results": {video: [{label, label_id, score, segment}]}}`: segments in seconds, best first."""
-    results = {video: rows(found, classes) for video, found in sorted(table.items())}
-    text = simplejson.dumps({**(about or {}), "results": results}, ignore_nan=True, indent=1)
-    write_atomic(path, text + "\n")
+def write_json(path: Path, table: Table, classes: Sequence[str]) -> None:
+    """`{"results": {video: [{label, label_id, score, segment}]}}`: segments in seconds, best first, a line a video."""
+    lines = (
+        f"{simplejson.dumps(video)}: {simplejson.dumps(rows(found, classes))}" for video, found in sorted(table.items())
+    )
+    write_atomic(path, '{"results": {\n' + ",\n".join(lines) + "\n}}\n")
 
 
 def rows(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
     """The detections of a video as JSON has them, best first; with `spread_s` where boundaries have one."""
-    answer = []
-    for i in np.argsort(-found.scores, kind="stable").tolist():
-        label = int(found.labels[i])
-        row: dict[str, Any] = {
-            "label": name_of(label, classes),
-            "label_id": label,
-            "score": round(float(found.scores[i]), 6),
-            "segment": [round(float(time), 4) for time in found.segments_s[i]],
-        }
-        if found.spread_s is not None:
-            row["spread_s"] = [round(float(spread), 4) for spread in found.spread_s[i]]
-        answer.append(row)
+    found = found.take(np.argsort(-found.scores, kind="stable"))
+    segments = np.round(found.segments_s.astype(np.float64), 4).tolist()
+    labels, scores = found.labels.tolist(), found.scores.tolist()
+    answer = [
+        {"label": name_of(label, classes), "label_id": label, "score": float(f"{score:.9g}"), "segment": segment}
+        for label, score, segment in zip(labels, scores, segments, strict=True)
+    ]
+    if found.spread_s is not None:
+        for row, spread in zip(answer, np.round(found.spread_s.astype(np.float64), 4).tolist(), strict=True):
+            row["spread_s"] = spread
     return answer
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from core import demo
 from projects.actionformer import data, predict, report, subtitles
-from projects.actionformer.blocks import MARGIN, detect, tile
+from projects.actionformer.blocks import MARGIN, Answer, detect, tile
 from projects.actionformer.config import Config
 from projects.actionformer.geometry import Geometry
 from projects.actionformer.postprocess import Detections
@@ -175,7 +174,11 @@ def test_a_long_video_in_blocks_is_the_video_at_once() -> None:
         return features[:, start:stop]
 
     geometry = Geometry(24.0, 8.0, 16.0)
-    whole, parts = (detect(Local(), read, 700, geometry, 240.0, cfg, size=size) for size in (None, 128))  # type: ignore[arg-type]
+    both = [detect(Local(), read, 700, geometry, 240.0, cfg, size=size) for size in (None, 128)]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(both[0].scores, both[1].scores)
+    torch.testing.assert_close(torch.from_numpy(both[0].scores), features[1:].t().sigmoid())
+    np.testing.assert_allclose(both[0].times_s[[0, 699]], [8 / 24, (699 * 8 + 8) / 24], rtol=1e-6)
+    whole, parts = (one.found for one in both)
     assert (max(sizes), max(sizes[1:])) == (700, 128)
     np.testing.assert_array_equal(whole.labels, parts.labels)
     np.testing.assert_allclose(whole.segments_s, parts.segments_s, atol=1e-4)
@@ -188,10 +191,10 @@ def test_networks_in_blocks(root: Path, name: str) -> None:
     cfg = small.configured(root, f"model.name={name}", "postprocess.min_score=0.05")
     net, features = small.network(cfg), torch.randn(4, 400)
     geometry, post = Geometry(24.0, 8.0, 16.0), cfg.postprocess
-    whole = detect(net, lambda a, b: features[:, a:b], 400, geometry, 134.0, post)
-    one = detect(net, lambda a, b: features[:, a:b], 400, geometry, 134.0, post, size=400)
+    whole = detect(net, lambda a, b: features[:, a:b], 400, geometry, 134.0, post).found
+    one = detect(net, lambda a, b: features[:, a:b], 400, geometry, 134.0, post, size=400).found
     np.testing.assert_array_equal(whole.segments_s, one.segments_s)
-    parts = detect(net, lambda a, b: features[:, a:b], 400, geometry, 134.0, post, size=256)
+    parts = detect(net, lambda a, b: features[:, a:b], 400, geometry, 134.0, post, size=256).found
     assert (parts.spread_s is None) == (name != "tbtformer")
     assert len(parts.scores) == pytest.approx(len(whole.scores), rel=0.2)
     if name == "snapformer":
@@ -251,13 +254,19 @@ def test_subtitles_never_overlap(rows: list[Any]) -> None:
 
 
 def test_the_page_of_a_prediction(tmp_path: Path) -> None:
-    shown = {"name": "film", "found": detections((1, 4, 0, 0.5)), "classes": CLASSES, "duration_s": 10.0, "video": None}
-    report.write_predictions(tmp_path / "predict.html", [shown])
+    times, scores = np.arange(9, dtype=np.float32), np.full((9, 3), 0.25, np.float32)
+    found = detections((1, 4, 0, 0.5))
+    shown = report.Shown("film", found, Answer(found, times, scores), 10.0, None)
+    report.write_predictions(tmp_path / "predict.html", [shown], CLASSES)
     html = (tmp_path / "predict.html").read_text()
-    assert re.search(r"film", html)
+    assert html.count("film") >= 2
     assert "Jump &amp; run" in html
     assert 'data-start="1"' in html
-    report.write_predictions(tmp_path / "none.html", [shown | {"found": detections()}])
+    assert "data-curves" in html
+    unsure = shown._replace(found=found._replace(spread_s=np.array([[0.25, 0.5]], np.float32)))
+    report.write_predictions(tmp_path / "unsure.html", [unsure], CLASSES)
+    assert "4.00 ± 0.50" in (tmp_path / "unsure.html").read_text()
+    report.write_predictions(tmp_path / "none.html", [shown._replace(found=detections())], CLASSES)
     assert "film" in (tmp_path / "none.html").read_text()
 
 
