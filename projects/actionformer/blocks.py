@@ -98,16 +98,14 @@ def detect(
 def curves(outputs: Outputs, temperature: float = 1.0) -> Floats:
     """Scores (T,K) at every feature of the first video of a batch, the largest over the levels of the pyramid."""
     scores = probabilities(outputs.logits[0].cpu(), outputs.mask[0].cpu(), temperature)
-    first, best = 0, scores[: outputs.levels[0]].repeat(_stride(outputs, 0), 0)
+    finest, first = int(outputs.points[0, 3]), 0
+    best = np.zeros((outputs.levels[0] * finest, scores.shape[1]), np.float32)
     for count in outputs.levels:
-        level = scores[first : first + count].repeat(_stride(outputs, first), 0)[: len(best)]
-        best[: len(level)] = np.maximum(best[: len(level)], level)
+        stride = int(outputs.points[first, 3])
+        nearest = ((np.arange(len(best)) + stride // 2) // stride).clip(max=count - 1)
+        np.maximum(best, scores[first : first + count][nearest], out=best)
         first += count
     return best
-
-
-def _stride(outputs: Outputs, point: int) -> int:
-    return int(outputs.points[point, 3])
 
 
 def _joined(

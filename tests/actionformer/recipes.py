@@ -36,7 +36,8 @@ def write(case: Case, root: Path) -> Path:
     folder.mkdir(parents=True)
     for video, length in features["videos"]:
         noise = fill.array(f"{video}.bias", (length, features["channels"]), "float32", recipe["salt_ema"])
-        np.save(folder / f"{features['prefix']}{video}{features['ext']}", (10 * noise).astype(features["dtype"]))
+        path, rows = folder / f"{features['prefix']}{video}{features['ext']}", (10 * noise).astype(features["dtype"])
+        np.savez(path, feats=rows) if features["ext"] == ".npz" else np.save(path, rows)
     annotations = root / recipe["annotation_file"]
     annotations.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(case.path / "annotations.json", annotations)
