@@ -82,8 +82,8 @@ def features(
         answers = []
         with autocast(precision, device):
             for clips in _batches(reader, plan, extractor, cfg.batch_size, device):
-                answers.append(extractor.net(clips).float().cpu())
-    return torch.cat(answers).numpy(), plan, info
+                answers.append(extractor.net(clips).float())  # stays on the device: nothing here waits for it
+    return torch.cat(answers).cpu().numpy(), plan, info
 
 
 def _batches(

@@ -186,6 +186,14 @@ def test_ranges_that_no_action_reaches(tmp_path: Path) -> None:
     assert found.fit.unserved == 12
 
 
+def test_lengths_that_only_the_official_code_would_refuse(tmp_path: Path) -> None:
+    texts = [finding.text for finding in look(tmp_path, "model.window=[5]").findings]
+    assert not any("no multiple" in text for text in texts)  # 64 is a multiple of 4 x 4
+    found = look(tmp_path, "model.window=[7]")
+    assert serious(found) == []
+    assert any("data.max_length=64 is no multiple of 24" in finding.text for finding in found.findings)
+
+
 def test_ranges_beyond_what_a_distribution_can_say(tmp_path: Path) -> None:
     found = look(tmp_path, "model.name=tbtformer", "model.reg_max=4", "model.ranges=[[0, 8], [4, 12], [8, 10000]]")
     assert any("ranges reach 8 strides, a distribution says up to model.reg_max=4" in f.text for f in serious(found))

@@ -165,6 +165,14 @@ def test_a_variable_frame_rate_becomes_an_even_one() -> None:
     assert plan.frames[[0, 1, 2, 10, 24, 25, 26]].tolist() == [0, 1, 2, 2, 2, 3, 4]
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_features(gray: Path) -> None:
+    cfg = ExtractConfig(model="motion", stride=4, window=16, fps=None)
+    cpu, _, _ = extract.features(gray, extractors.load(cfg), cfg, precision="fp32")
+    cuda, _, _ = extract.features(gray, extractors.load(cfg, "cuda"), cfg, device="cuda", precision="fp32")
+    np.testing.assert_allclose(cuda, cpu, atol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------------------- folders
 
 
