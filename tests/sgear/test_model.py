@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core import config
 from projects.sgear.config import ModelConfig
-from projects.sgear.model import Outputs, Sgear
+from projects.sgear.model import Outputs, Sgear, Stream
 from projects.sgear.model.decoder import CausalDecoder
 from projects.sgear.model.prototypes import PrototypeAttention, Subset, cosines, nearest, unit
 from projects.sgear.model.tca import TemporalContext
@@ -265,6 +265,40 @@ def test_wrong_input_is_refused(options: list[str], shape: tuple[int, ...], word
 def test_too_few_prototypes() -> None:
     with pytest.raises(ValueError, match=r"4 prototypes are wanted.*there are 3"):
         tiny("input=features", "prototypes.share=0.25")(clip("features"))
+
+
+# --------------------------------------------------------------------------------------------------------------- online
+
+
+@pytest.mark.parametrize("options", KINDS, ids=",".join)
+@torch.no_grad()
+def test_a_stream_answers_as_the_network_does_for_each_window(options: list[str]) -> None:
+    net, input = tiny(*options).eval(), kind_of(options)
+    long = torch.cat([clip(input), clip(input).flip(2 if input == "video" else 1)], 2 if input == "video" else 1)
+    steps = long.unbind(2 if input == "video" else 1)
+    stream = Stream(net)
+    for number, step in enumerate(steps):
+        window = [steps[max(0, k)] for k in range(number - FRAMES + 1, number + 1)]
+        expected = flat(net(torch.stack(window, 2 if input == "video" else 1)))
+        for name, value in flat(stream.add(step)).items():
+            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=f"{number}: {name}")
+    assert stream.count == 8
+    stream.reset()
+    torch.testing.assert_close(stream.add(steps[0]).z, net(torch.stack([steps[0]] * 4, 2 if input == "video" else 1)).z)
+
+
+@pytest.mark.parametrize("input", ["video", "features"])
+@torch.no_grad()
+def test_a_stream_of_avt_can_remember_everything(input: str) -> None:
+    net = tiny(f"input={input}", "kind=avt").eval()
+    axis = 2 if input == "video" else 1
+    steps = torch.cat([clip(input), clip(input).flip(axis)], axis).unbind(axis)
+    stream = Stream(net, grow=True)
+    for number, step in enumerate(steps):
+        expected = net(torch.stack(steps[: number + 1], axis))
+        torch.testing.assert_close(stream.add(step).logits, expected.logits, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"model\.kind=avt"):
+        Stream(tiny("input=features"), grow=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- parts

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from projects.sgear.model.sgear import Outputs, Sgear
+from projects.sgear.model.stream import Stream
 
-__all__ = ["Outputs", "Sgear"]
+__all__ = ["Outputs", "Sgear", "Stream"]

@@ -7,8 +7,8 @@ Grauman, ICCV 2021), which `kind="avt"` is. Parameter names are those of the off
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ class Sgear(nn.Module):
         if x.ndim != (5 if video else 3) or (not video and x.shape[-1] != self.cfg.feature_dim):
             wanted = "video (B,3,T,H,W)" if video else f"features (B,T,{self.cfg.feature_dim})"
             raise ValueError(f"the model takes {wanted}; got {tuple(x.shape)}; check model.input and model.feature_dim")
-        return self.contextualize(self.backbone(x)) if video else self._from_features(x)
+        return self.contextualize(self.backbone(x)) if video else self.standardize(x)
 
     def contextualize(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of frames (B,T,N,C) to class features with (B,T,D) and without (B,T,D) context of earlier frames."""
@@ -170,7 +170,7 @@ class Sgear(nn.Module):
             return self.mapper_to_inter(observed), self.mapper_to_inter(seen)
         return observed, seen
 
-    def _from_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def standardize(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Stored features, at the width and (for prototype attention) the scale of the prototypes."""
         x = self.mapper_to_inter(features) if hasattr(self, "mapper_to_inter") else features
         if self.cfg.kind == "sgear" and self.cfg.prototype_attention:
@@ -188,7 +188,7 @@ class Sgear(nn.Module):
         """Step features (B,T,D), and those that choose prototypes (B,T,D), to the answer."""
         if self.cfg.kind == "avt":
             past, z, error = self._decode(observed)
-            return self._answer(z, z, past, past, error, None, None)
+            return self.answer(z, z, past, past, error)
         cfg, frames_in = self.cfg, self.cfg.input == "video"
         # On frames a similarity teaches both its sides, on features as published only one of them.
         both = frames_in or cfg.gradients == "both"
@@ -214,7 +214,7 @@ class Sgear(nn.Module):
             near = cosines(past if both or cfg.prototype_attention else past.detach(), directions)
             similarities_past = near if similarities_past is None else similarities_past
             blended = self._blend(past, near, leaning) if cfg.classify_past else past
-        return self._answer(z, future, past, blended, error, similarities, similarities_past)
+        return self.answer(z, future, past, blended, error, similarities, similarities_past)
 
     def _decode(self, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Past (B,T,D), predicted feature (B,D), squared errors (B,T-1,D)."""
@@ -237,10 +237,11 @@ class Sgear(nn.Module):
         share = self.balancer.sigmoid()
         return share * feature + (1 - share) * (weights @ prototypes)
 
-    def _answer(
+    def answer(
         self, z: Tensor, future: Tensor, past: Tensor, blended: Tensor, error: Tensor,
-        similarities: Tensor | None, similarities_past: Tensor | None,
+        similarities: Tensor | None = None, similarities_past: Tensor | None = None,
     ) -> Outputs:  # fmt: skip
+        """Classify the prediction `future` (B,D) and the observed steps `blended` (B,T,D)."""
         dropped = self.dropout(future)
         logits = {label: layer(dropped) for label, layer in self.classifiers.items()}
         past_logits = {}
@@ -260,10 +261,12 @@ def mean(outputs: list[Outputs]) -> Outputs:
     return _each(lambda rows: torch.stack(rows).mean(0), outputs)
 
 
-def _each(function, outputs: list[Outputs]) -> Outputs:  # type: ignore[no-untyped-def]
-    def apply(values: list[object]) -> object:
-        if isinstance(values[0], dict):
-            return {key: apply([value[key] for value in values]) for key in values[0]}  # type: ignore[index]
-        return None if values[0] is None else function(values)
+def _each(combine: Callable[[list[Tensor]], Tensor], outputs: list[Outputs]) -> Outputs:
+    """One answer, whose every tensor is made of the same tensor of several answers."""
 
-    return Outputs(*(apply(list(values)) for values in zip(*outputs, strict=True)))  # type: ignore[arg-type]
+    def apply(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: apply([value[key] for value in values]) for key in values[0]}
+        return None if values[0] is None else combine(values)
+
+    return Outputs(*(apply(list(values)) for values in zip(*outputs, strict=True)))
