@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from core.data import SampleError
+from core.findings import Finding, error, ok, warning
 from projects.actionformer.annotations import Video
 from projects.actionformer.config import Config
 from projects.actionformer.data import Benchmark, FeatureVideos
@@ -17,32 +18,6 @@ from projects.actionformer.fit import Fit, Item
 
 SCANNED = 300  # feature files that are read in full, in search of values that are no numbers
 FEW = 5  # names listed in a message
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at; `advice` says the way out."""
-
-    level: Literal["ok", "warning", "error"]
-    text: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<8} {self.text}" + (f"\n         -> {self.advice}" if self.advice else "")
-
-
-def ok(text: str) -> Finding:
-    """Something that is as it should be."""
-    return Finding("ok", text)
-
-
-def warning(text: str, advice: str) -> Finding:
-    """Something that may be meant, or may cost accuracy."""
-    return Finding("warning", text, advice)
-
-
-def error(text: str, advice: str = "") -> Finding:
-    """Something that would stop training or make its results wrong."""
-    return Finding("error", text, advice)
 
 
 def labels(benchmark: Benchmark) -> Iterator[Finding]:
@@ -220,7 +195,14 @@ def lengths(cfg: Config, fit: Fit) -> Iterator[Finding]:
 
 
 def pyramid(cfg: Config, fit: Fit) -> Iterator[Finding]:
-    """Do the regression ranges reach the annotated durations?"""
+    """Do the regression ranges reach the annotated durations, and would the official code take these windows?"""
+    steps = [cfg.model.scale_factor**level for level in range(cfg.model.levels)]
+    units = [step * (2 * (w // 2) if w > 1 else 1) for step, w in zip(steps, cfg.model.windows, strict=True)]
+    if any(cfg.data.max_length % unit for unit in units):
+        yield ok(
+            f"data.max_length={cfg.data.max_length} is no multiple of {math.lcm(*units)}, as official code needs it "
+            "for these windows; here any length will do"
+        )
     if cfg.model.name == "snapformer" or not fit.probed:
         return
     share = fit.unserved / fit.probed

@@ -8,7 +8,6 @@ suit the data, and `doctor.html` in the run directory shows it all.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from dataclasses import dataclass, field
 import torch
 
 from core import config
+from core.findings import Finding, error, machine, ok, tell
 from core.report import Page
 from projects.actionformer import checks, data, model
-from projects.actionformer.checks import Finding, error, ok, warning
 from projects.actionformer.config import Config
 from projects.actionformer.fit import Fit, Item, measure, suggestion
 
@@ -34,26 +33,28 @@ class Examination:
     items: list[Item] = field(default_factory=list)
     fit: Fit | None = None
 
+    def note(self, finding: Finding) -> Finding:
+        """Keep a finding for the page."""
+        self.findings.append(finding)
+        return finding
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every finding; returns 1 when one of them is an error."""
     cfg = config.parse(Config, argv)
     found = Examination(cfg)
-    for finding in examine(found):
-        found.findings.append(finding)
-        sys.stdout.write(f"{finding}\n")
+    status = tell(found.note(finding) for finding in examine(found))
     if found.fit and found.fit.training:
         sys.stdout.write(f"\na configuration that would suit these data:\n{suggestion(cfg, found.fit)}\n")
     page(found).save(cfg.run.out / "doctor.html")
-    counts = [sum(finding.level == level for finding in found.findings) for level in ("error", "warning")]
-    sys.stdout.write(f"{counts[0]} errors, {counts[1]} warnings; {cfg.run.out / 'doctor.html'} shows the data\n")
-    return int(counts[0] > 0)
+    sys.stdout.write(f"{cfg.run.out / 'doctor.html'} shows the data\n")
+    return status
 
 
 def examine(found: Examination) -> Iterator[Finding]:
     """Everything worth saying about a configuration on this machine, as it is found."""
     cfg = found.cfg
-    yield machine(cfg)
+    yield machine(cfg.run.out)
     try:
         benchmark = data.load(cfg.data)
     except ValueError as problem:
@@ -71,15 +72,6 @@ def examine(found: Examination) -> Iterator[Finding]:
         yield from checks.lengths(cfg, found.fit)
         yield from checks.pyramid(cfg, found.fit)
     yield network(cfg)
-
-
-def machine(cfg: Config) -> Finding:
-    """Device and free disk."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    folder = next(path for path in (cfg.run.out, *cfg.run.out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(folder).free / 2**30
-    text = f"{', '.join(gpus) or 'no GPU: training runs on the CPU'}; {free:.0f} GiB free for {cfg.run.out}"
-    return warning(text, "free some disk: checkpoints need room") if free < 1 else ok(text)
 
 
 def network(cfg: Config) -> Finding:

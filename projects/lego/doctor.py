@@ -8,15 +8,11 @@ ends with 0 when training can start.
 from __future__ import annotations
 
 import random
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
-
-import torch
 
 from core import config
 from core.data import SampleError
+from core.findings import Finding, machine, tell
 from projects.lego import data
 from projects.lego.config import Config
 from projects.lego.data import RELEASED, Record
@@ -26,32 +22,14 @@ from projects.lego.model import layouts
 OPENED = 50  # frames and feature files that are opened; all are looked for
 
 
-class Finding(NamedTuple):
-    """One thing that was looked at; `advice` says the way out."""
-
-    level: Literal["ok", "warning", "error"]
-    text: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<8} {self.text}" + (f"\n         -> {self.advice}" if self.advice else "")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every finding; returns 1 when one of them is an error."""
-    cfg = config.parse(Config, argv)
-    findings = []
-    for finding in examine(cfg):
-        findings.append(finding)
-        sys.stdout.write(f"{finding}\n")
-    errors = sum(finding.level == "error" for finding in findings)
-    sys.stdout.write(f"{errors} errors, {sum(f.level == 'warning' for f in findings)} warnings\n")
-    return int(errors > 0)
+    return tell(examine(config.parse(Config, argv)))
 
 
 def examine(cfg: Config) -> Iterator[Finding]:
     """Everything worth saying about a configuration on this machine, as it is found."""
-    yield machine(cfg)
+    yield machine(cfg.run.out, room_gib=30 if cfg.model.width >= 320 else 1)
     for split in ("train", "val"):
         try:
             records = data.load(cfg.data, split)
@@ -65,17 +43,6 @@ def examine(cfg: Config) -> Iterator[Finding]:
     yield from shapes(cfg)
     yield from weights(cfg)
     yield from metrics(cfg)
-
-
-def machine(cfg: Config) -> Finding:
-    """Device and free disk."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    folder = next(path for path in (cfg.run.out.absolute(), *cfg.run.out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(folder).free / 2**30
-    text = f"{', '.join(gpus) or 'no GPU: the official network trains for months on a CPU'}; {free:.0f} GiB free"
-    if free < 30:
-        return Finding("warning", text, "a checkpoint of the official network takes 10 GB with the optimizer's state")
-    return Finding("ok" if gpus or cfg.model.width < 320 else "warning", text)
 
 
 def counts(records: Sequence[Record], split: str, cfg: Config) -> Iterator[Finding]:

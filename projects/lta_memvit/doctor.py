@@ -8,7 +8,6 @@ ends with 0 when training can start. `doctor.html` in the run directory lists wh
 from __future__ import annotations
 
 import random
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from core import config, video
 from core.checkpoint import fetch
+from core.findings import Finding, machine, tell
 from core.report import Page
 from core.video.pool import process_pool
 from projects.lta_memvit import convert, data, model
@@ -33,32 +33,14 @@ from projects.lta_memvit.precomputed import PrecomputedWindows
 SHORT_SIDE = 320  # of clips that were scaled as the original does
 
 
-class Finding(NamedTuple):
-    """One thing that was looked at; `advice` says the way out."""
-
-    level: Literal["ok", "warning", "error"]
-    text: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<8} {self.text}" + (f"\n         -> {self.advice}" if self.advice else "")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every finding; returns 1 when one of them is an error."""
-    cfg = config.parse(Config, argv)
-    findings = []
-    for finding in examine(cfg):
-        findings.append(finding)
-        sys.stdout.write(f"{finding}\n")
-    errors = sum(finding.level == "error" for finding in findings)
-    sys.stdout.write(f"{errors} errors, {sum(f.level == 'warning' for f in findings)} warnings\n")
-    return int(errors > 0)
+    return tell(examine(config.parse(Config, argv)))
 
 
 def examine(cfg: Config) -> Iterator[Finding]:
     """Everything worth saying about a configuration on this machine, as it is found."""
-    yield machine(cfg)
+    yield machine(cfg.run.out)
     try:
         benchmark = data.load(cfg.data)
     except ValueError as error:
@@ -70,15 +52,6 @@ def examine(cfg: Config) -> Iterator[Finding]:
     else:
         yield from clips(benchmark, cfg)
     yield from network(benchmark, cfg)
-
-
-def machine(cfg: Config) -> Finding:
-    """Device and free disk."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    folder = next(path for path in (cfg.run.out, *cfg.run.out.parents) if path.exists())
-    free = shutil.disk_usage(folder).free / 2**30
-    text = f"{', '.join(gpus) or 'no GPU: training runs on the CPU'}; {free:.0f} GiB free for {cfg.run.out}"
-    return Finding("warning", text, "free some disk: checkpoints need room") if free < 1 else Finding("ok", text)
 
 
 def parts(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:

@@ -8,17 +8,17 @@ ends with 0 when training can start.
 from __future__ import annotations
 
 import random
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 
 from core import config, video
 from core.data import SampleError
+from core.findings import Finding, machine, tell
 from projects.sgear import data, frames, prototype_files, weights
 from projects.sgear.config import Config
 from projects.sgear.data import Anticipation, Benchmark
@@ -31,32 +31,14 @@ LOOKS = 20  # samples of a part that are read
 NAMED = 3  # files that are spelled out
 
 
-class Finding(NamedTuple):
-    """One thing that was looked at; `advice` says the way out."""
-
-    level: Literal["ok", "warning", "error"]
-    text: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<8} {self.text}" + (f"\n         -> {self.advice}" if self.advice else "")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every finding; returns 1 when one of them is an error."""
-    cfg = config.parse(Config, argv)
-    findings = []
-    for finding in examine(cfg):
-        findings.append(finding)
-        sys.stdout.write(f"{finding}\n")
-    errors = sum(finding.level == "error" for finding in findings)
-    sys.stdout.write(f"{errors} errors, {sum(f.level == 'warning' for f in findings)} warnings\n")
-    return int(errors > 0)
+    return tell(examine(config.parse(Config, argv)))
 
 
 def examine(cfg: Config) -> Iterator[Finding]:
     """Everything worth saying about a configuration on this machine, as it is found."""
-    yield machine(cfg)
+    yield machine(cfg.run.out, room_gib=4)
     try:
         benchmark = data.load(cfg.data)
     except ValueError as error:
@@ -69,15 +51,6 @@ def examine(cfg: Config) -> Iterator[Finding]:
     yield from subsets(benchmark)
     yield from prototypes(benchmark, cfg)
     yield from model(benchmark, cfg)
-
-
-def machine(cfg: Config) -> Finding:
-    """Device and free disk."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    folder = next(path for path in (cfg.run.out, *cfg.run.out.parents) if path.exists())
-    free = shutil.disk_usage(folder).free / 2**30
-    text = f"{', '.join(gpus) or 'no GPU: training runs on the CPU'}; {free:.0f} GiB free for {cfg.run.out}"
-    return Finding("warning", text, "free some disk: checkpoints need room") if free < 4 else Finding("ok", text)
 
 
 def actions(benchmark: Benchmark, part: str) -> Iterator[Finding]:
@@ -144,8 +117,12 @@ def _rates(dataset: Anticipation, part: str, cfg: Config) -> Iterator[Finding]:
     """Videos whose frame rate is below what is asked for."""
     if cfg.data.source != "video" or not cfg.data.rate or part != "train":
         return
-    path = frames.find(dataset.layout.videos, str(dataset.clips.segments.path[0]), "video")
-    fps = frames.clock(path).fps
+    path = frames.find(dataset.layout.videos, str(dataset.clips.segments.path[-1]), "video")
+    try:
+        fps = frames.clock(path).fps
+    except video.VideoError as error:
+        yield Finding("error", f"{part}: {error}")
+        return
     if fps < cfg.data.rate:
         yield Finding("warning", f"{path} has {fps:g} frames a second, data.rate asks for {cfg.data.rate:g}",
                       "frames will repeat")  # fmt: skip

@@ -7,7 +7,6 @@ ends with 0 when training can start. `doctor.html` in the run directory shows th
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from core import config, video
+from core.findings import Finding, machine, tell
 from core.report import Page
 from projects.ucf50_x3d import convert, data, splits
 from projects.ucf50_x3d.config import Config
@@ -29,32 +29,14 @@ from projects.ucf50_x3d.model import build
 UCF50_CLIPS, UCF50_CLASSES = 6681, 50
 
 
-class Finding(NamedTuple):
-    """One thing that was looked at; `advice` says the way out."""
-
-    level: Literal["ok", "warning", "error"]
-    text: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<8} {self.text}" + (f"\n         -> {self.advice}" if self.advice else "")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every finding; returns 1 when one of them is an error."""
-    cfg = config.parse(Config, argv)
-    findings = []
-    for finding in examine(cfg):
-        findings.append(finding)
-        sys.stdout.write(f"{finding}\n")
-    errors = sum(finding.level == "error" for finding in findings)
-    sys.stdout.write(f"{errors} errors, {sum(f.level == 'warning' for f in findings)} warnings\n")
-    return int(errors > 0)
+    return tell(examine(config.parse(Config, argv)))
 
 
 def examine(cfg: Config) -> Iterator[Finding]:
     """Everything worth saying about a configuration on this machine, as it is found."""
-    yield machine(cfg)
+    yield machine(cfg.run.out)
     try:
         benchmark = data.load(cfg.data)
     except ValueError as error:
@@ -63,15 +45,6 @@ def examine(cfg: Config) -> Iterator[Finding]:
     yield from split(benchmark)
     yield from clips(benchmark, cfg)
     yield from model(benchmark, cfg)
-
-
-def machine(cfg: Config) -> Finding:
-    """Device, precision and free disk."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    folder = next(path for path in (cfg.run.out, *cfg.run.out.parents) if path.exists())
-    free = shutil.disk_usage(folder).free / 2**30
-    text = f"{', '.join(gpus) or 'no GPU: training runs on the CPU'}; {free:.0f} GiB free for {cfg.run.out}"
-    return Finding("warning", text, "free some disk: checkpoints need room") if free < 1 else Finding("ok", text)
 
 
 def split(benchmark: Benchmark) -> Iterator[Finding]:

@@ -234,13 +234,6 @@ def test_training_from_nothing_is_a_warning(root: Path) -> None:
     assert said(found, "ok") == ["x3d_nano takes 8 frames of 40x40"]
 
 
-def test_little_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = settings(tmp_path / "set")
-    assert doctor.machine(cfg).level == "ok"
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**28})())
-    assert doctor.machine(cfg).level == "warning"
-
-
 def test_kitchens_without_frames(tmp_path: Path) -> None:
     notes = tmp_path / "annotations"
     notes.mkdir()
