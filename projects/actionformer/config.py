@@ -217,6 +217,9 @@ class PostprocessConfig(Section):
     min_duration: float = Field(0.05, description="segments of at most this length are dropped, in features")
     temperature: float = Field(1.0, gt=0, description="divides the logits")
     units: Literal["seconds", "features"] = Field("seconds", description="of the boundaries")
+    on_gpu: bool = Field(
+        True, description="where the network is on a GPU: suppress there, a batch at once; false: on the CPU beside it"
+    )
     external_scores: Path | None = Field(None, description="class scores of whole videos, JSON or pickle")
     external_classes: int = Field(2, ge=1, description="classes of a video that each of its segments is given")
     external_detections: int = Field(200, ge=1, description="segments of a video that are given classes")

@@ -124,11 +124,8 @@ def answer(model: nn.Module, batch: Batch) -> Iterable[tuple[list[int], Any]]:
     features, mask, lengths = batch["features"], batch["mask"], batch["lengths"]
     padding: Any = dist.unwrap(model).padding
     for group in padding.compatible(lengths):
-        whole = len(group) == len(lengths)
-        yield (
-            group,
-            model(*((features, mask) if whole else (features[group], mask[group])), [lengths[i] for i in group]),
-        )
+        inputs = (features, mask) if len(group) == len(lengths) else (features[group], mask[group])
+        yield group, model(*inputs, [lengths[i] for i in group])
 
 
 def _decode(answers: Iterable[tuple[list[int], Any]], batch: Batch, cfg: Config) -> list[tuple[str, Detections]]:

@@ -22,9 +22,9 @@ def decode(outputs: Outputs, batch: Mapping[str, Any], cfg: PostprocessConfig) -
     """The detections of every video of a batch, best first; those of a model of points in the order of time.
 
     The batch has a number for each video under fps, stride_frames, window_frames and duration_s. On a GPU candidates
-    are suppressed there, all videos and classes together, where `batched.supports` says so.
+    are suppressed there, all videos and classes together, where `on_gpu` asks for it and `batched.supports` it.
     """
-    if outputs.logits.is_cuda and outputs.offsets.shape[-1] and batched.supports(cfg):
+    if outputs.logits.is_cuda and cfg.on_gpu and outputs.offsets.shape[-1] and batched.supports(cfg):
         return batched.decode(outputs, batch, cfg)
     answers = [value.cpu() for value in (outputs.logits, outputs.offsets.float(), outputs.mask)]
     points = outputs.points.float().cpu().numpy()
