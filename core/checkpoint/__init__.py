@@ -3,6 +3,7 @@
 from core.checkpoint.checkpoints import Checkpoints
 from core.checkpoint.files import fetch, write_atomic
 from core.checkpoint.pickles import StandIn, read_pickle
+from core.checkpoint.store import Store
 from core.checkpoint.weights import NUMPY, LoadReport, Rule, load_weights, read_weights, save_weights
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "LoadReport",
     "Rule",
     "StandIn",
+    "Store",
     "fetch",
     "load_weights",
     "read_pickle",

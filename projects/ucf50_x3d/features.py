@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from core import dist
-from core.checkpoint import write_atomic
+from core.checkpoint import Store
 from core.data import Dataset, Loader
 from core.run import Run
 from projects.ucf50_x3d import data
@@ -82,50 +80,10 @@ def fingerprint(model: nn.Module, clip: ClipConfig, kind: Kind, root: Path) -> s
     return digest.hexdigest()[:16]
 
 
-class Cache:
-    """Features by clip id in the files of a folder; files are written whole or not at all, so a stopped run goes on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._place: dict[str, tuple[Path, int]] = {}
-        self._files: dict[Path, Any] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Read which clips the files hold."""
-        self._place.clear()
-        for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                ids = json.loads(file.metadata()["ids"])
-            self._place.update({name: (path, number) for number, name in enumerate(ids)})
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._place
-
-    def __getitem__(self, name: str) -> Tensor:
-        path, number = self._place[name]
-        if path not in self._files:
-            self._files[path] = safe_open(path, "pt")
-        features: Tensor = self._files[path].get_slice("features")[number]
-        return features
-
-    def write(self, ids: Sequence[str], features: Tensor) -> None:
-        """Add one file; its name comes from the clips in it.
-
-        Raises: OSError when the disk is full; the files written before stay valid.
-        """
-        name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
-        content = save({"features": features.contiguous()}, {"ids": json.dumps(list(ids))})
-        write_atomic(self.folder / f"{name}.safetensors", content)
-
-    def __getstate__(self) -> dict[str, Any]:  # a worker opens the files itself
-        return {"folder": self.folder, "_place": self._place, "_files": {}}
-
-
 class FeatureClips:
     """Cached features as a dataset. Samples: id, features (2, D) or (D, t, h, w), label."""
 
-    def __init__(self, cache: Cache, ids: Sequence[str], labels: Sequence[int]) -> None:
+    def __init__(self, cache: Store, ids: Sequence[str], labels: Sequence[int]) -> None:
         self.cache, self.ids, self.labels = cache, tuple(ids), tuple(labels)
 
     def __len__(self) -> int:
@@ -167,9 +125,9 @@ def compute(net: X3D | SlowFast, benchmark: Benchmark, cfg: Config, job: Run) ->
     return True
 
 
-def open_cache(net: X3D | SlowFast, cfg: Config) -> Cache:
+def open_cache(net: X3D | SlowFast, cfg: Config) -> Store:
     """The cache of these weights, frames and pixels."""
-    return Cache(cfg.features.folder / fingerprint(net, cfg.clip, cfg.features.cache, cfg.data.root))
+    return Store(cfg.features.folder / fingerprint(net, cfg.clip, cfg.features.cache, cfg.data.root))
 
 
 def dataset(net: X3D | SlowFast, benchmark: Benchmark, part: str, cfg: Config) -> FeatureClips:
@@ -180,7 +138,7 @@ def dataset(net: X3D | SlowFast, benchmark: Benchmark, part: str, cfg: Config) -
 
 
 @torch.inference_mode()
-def extract(net: X3D | SlowFast, batches: Iterable[dict[str, Any]], cache: Cache, kind: Kind, job: Run) -> None:
+def extract(net: X3D | SlowFast, batches: Iterable[dict[str, Any]], cache: Store, kind: Kind, job: Run) -> None:
     """Run the backbone over batches of clips and add what is kept to the cache, until the end or the wish to stop."""
     net.eval()
     ids: list[str] = []

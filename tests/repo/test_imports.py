@@ -29,7 +29,7 @@ PUBLIC = {
     ),
     "optim": "OptimConfig build groups lr_factor schedule",
     "step": "TrainStep",
-    "checkpoint": "Checkpoints LoadReport fetch load_weights read_pickle",
+    "checkpoint": "Checkpoints LoadReport Store fetch load_weights read_pickle",
     "log": "Log Meter Throughput",
     "summary": "describe",
     "nn": "Attention DropPath Mlp Rope SwiGLU attend resize_positions",
