@@ -9,10 +9,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from core import dist
+from core.checkpoint import Store
 from core.data import Batch, Loader, stack, to_device
 from core.run import Run
 from projects.lego import cache, data, weights
-from projects.lego.cache import Store
 from projects.lego.config import Config
 from projects.lego.data import Pairs, Record
 from projects.lego.model import Condition, TextEncoder, encode
