@@ -176,6 +176,7 @@ def record(path: Path, info: video.VideoInfo, plan: Windows, channels: int) -> d
         "bytes": path.stat().st_size,
         "video_fps": info.fps,
         "video_frames": info.frames,
+        "lost": info.lost,
         "size": [info.width, info.height],
         "rotation": info.rotation,
     }
@@ -236,6 +237,9 @@ def extract(cfg: Config, job: Run) -> dict[str, str]:
     for name in job.log.progress(todo, "extract"):
         try:
             rows, plan, info = features(found[name], extractor, cfg.extract, device=job.device, precision=cfg.precision)
+            if info.lost:
+                whole = f" of {info.promised}" if info.promised > info.frames else ""
+                job.log.warning(f"{found[name]}: damaged, {info.frames}{whole} frames can be read; features end there")
             about = record(found[name], info, plan, rows.shape[1]) | settings(extractor, cfg.extract)
             write(out / f"{name}.npy", rows, about, cfg.extract.dtype)
         except video.VideoError as error:

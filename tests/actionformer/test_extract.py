@@ -233,6 +233,18 @@ def test_a_file_that_is_no_video_is_named_and_the_others_are_made(
     assert "1 videos could not be read" in said.out
 
 
+def test_a_file_that_breaks_off_gives_what_it_has_and_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = root / "videos" / "cut.mp4"
+    video.write(path, torch.randint(0, 255, (100, 64, 64, 3), dtype=torch.uint8), 25)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    assert extract.main(command(root)) == 0
+    about = json.loads((root / "features" / "cut.json").read_text())
+    assert 40 < about["video_frames"] < 80
+    assert about["lost"] > 0
+    assert about["duration"] == pytest.approx(about["video_frames"] / 25)
+    assert f"cut.mp4: damaged, {about['video_frames']} of 100 frames can be read" in capsys.readouterr().err
+
+
 def test_half_of_the_disk(root: Path) -> None:
     extract.main(command(root, "extract.dtype=float16"))
     assert np.load(root / "features" / "a.npy").dtype == np.float16
