@@ -14,6 +14,17 @@ from tests.repo.files import ROOT
 YAMLS = sorted(ROOT.glob("projects/*/configs/*.yaml"))
 EXPECTED = {
     "ucf50_x3d": {"demo", "ucf50_x3d_xs", "ucf50_x3d_s", "ucf50_x3d_m", "ucf50_x3d_l"},
+    "sgear": {
+        *("demo", "demo_features", "ek100_vit", "ek100_vit224", "ek100_vit_recognition", "ek100_vit_trainval"),
+        *("ek100_tsn_rgb", "ek100_tsn_obj", "ek100_tsn_flow", "ek100_ircsn", "ek100_avt_vit", "ek100_avt_tsn_rgb"),
+        *("ek55_vit", "ek55_vit_recognition", "ek55_tsn_rgb", "ek55_tsn_rgb_pretrain", "ek55_tsn_obj", "ek55_ircsn"),
+        *("ek55_ircsn_pretrain", "egtea_vit", "egtea_vit_recognition", "egtea_avt_vit", "salads_vit"),
+    },
+    "lta_memvit": {
+        *("demo", "ego4d_slowfast_recognition", "ego4d_mvit_recognition", "ego4d_memvit_recognition"),
+        *("ego4d_slowfast_transformer_forecasting", "ego4d_slowfast_concat_forecasting"),
+        *("ego4d_mvit_concat_forecasting", "ego4d_memvit_concat_forecasting", "ego4d_slowfast_repeat_forecasting"),
+    },
     "actionformer": {
         *(
             "demo",
