@@ -21,24 +21,29 @@ from core.data import SampleError
 Source = Literal["video", "frames"]
 
 OPEN_TARS = 8
+SUFFIXES = (".mp4", ".MP4", ".avi", ".mkv", ".webm", ".mov")
 _NUMBERED = re.compile(r"(?:.*/)?\D*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 
 def find(roots: Sequence[Path], path: str, source: Source) -> Path:
     """The file or folder of a video, in the first of the roots that has it.
 
-    Frames of `P01/P01_101.MP4` are looked for as P01/rgb_frames/P01_101, P01/P01_101 and P01_101, each a folder or a
-    tar.
+    A video may have another suffix than the annotations say: scaled ones are .mp4. Frames of `P01/P01_101.MP4` are
+    looked for as P01/rgb_frames/P01_101, P01/P01_101 and P01_101, each a folder or a tar.
 
     Raises: SampleError naming all roots, when it is in none.
     """
-    names = [Path(path)] if source == "video" else _frame_places(Path(path))
+    names = _video_places(Path(path)) if source == "video" else _frame_places(Path(path))
     for root in roots:
         for name in names:
             if (root / name).exists():
                 return root / name
     where = ", ".join(map(str, roots)) or "no root (set data.videos)"
     raise SampleError(path, f"is in none of {where}; get the video, or add its folder to data.videos")
+
+
+def _video_places(path: Path) -> list[Path]:
+    return list(dict.fromkeys([path, *(path.with_suffix(suffix) for suffix in SUFFIXES)]))
 
 
 def _frame_places(path: Path) -> list[Path]:

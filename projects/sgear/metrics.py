@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -261,9 +261,3 @@ def _recall(ranked: Ranked, space: Space, rows: Mask) -> float:
     if not rows.any():
         return float("nan")
     return 100 * metrics.class_mean(ranked.rank[space][rows] < 5, ranked.label[space][rows])
-
-
-def mean_over(results: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of every figure that all have: over the splits of EGTEA or the folds of 50 Salads."""
-    shared: Callable[[str], bool] = lambda name: all(name in result for result in results)  # noqa: E731
-    return {name: float(np.mean([result[name] for result in results])) for name in results[0] if shared(name)}

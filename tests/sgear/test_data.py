@@ -238,6 +238,8 @@ def test_roots_are_searched_in_order(tmp_path: Path) -> None:
     assert frames.find(roots, "P01/P01_01.MP4", "video") == tmp_path / "b/P01/P01_01.MP4"
     (tmp_path / "a/P01/P01_01.MP4").touch()
     assert frames.find(roots, "P01/P01_01.MP4", "video") == tmp_path / "a/P01/P01_01.MP4"
+    (tmp_path / "b/P01/P01_03.mp4").touch()
+    assert frames.find(roots, "P01/P01_03.MP4", "video") == tmp_path / "b/P01/P01_03.mp4", "scaled videos are .mp4"
     with pytest.raises(SampleError, match=f"is in none of {tmp_path / 'a'}, {tmp_path / 'b'}"):
         frames.find(roots, "P01/P01_02.MP4", "video")
 

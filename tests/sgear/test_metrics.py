@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projects.sgear import annotations, metrics
+from projects.sgear import average, metrics
 from projects.sgear.annotations import Segments
 from projects.sgear.metrics import Ranked, Scores, Subsets
 from projects.sgear.taxonomy import Subset, Taxonomy
@@ -138,6 +139,17 @@ def test_the_challenge_counts_dropped_rows() -> None:
     assert again["official/noun"] == 100.0, "a dropped row of class 0 is what zeros answer"
 
 
-def test_the_mean_over_splits() -> None:
-    assert metrics.mean_over([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 2.0}
-    assert annotations.FIRST_FRAME_S == 1 / 30
+def test_the_mean_over_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k, value in enumerate((40.0, 50.0)):
+        run = tmp_path / str(k)
+        run.mkdir()
+        text = f'{{"val/action/top1": {value}, "val/samples_scored": 9, "val/verb/top1": {"null" if k else 1.0}}}'
+        (run / "results.json").write_text(text)
+    found = average.main([str(tmp_path / "0"), str(tmp_path / "1"), "--out", str(tmp_path / "mean.json")])
+    assert found == {"val/action/top1": (45.0, 5.0)}
+    assert simplejson.loads((tmp_path / "mean.json").read_text())["val/action/top1"] == 45.0
+    assert "45.000 ± 5.000" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        average.main([str(tmp_path / "gone")])
+    assert stop.value.code == 1
+    assert "evaluate the run first" in capsys.readouterr().err
