@@ -28,7 +28,7 @@ from core.nn import resize_positions
 from projects.lta_memvit import model
 from projects.lta_memvit.config import MemoryConfig, ModelConfig, Task
 from projects.lta_memvit.model import Network
-from projects.lta_memvit.official import Classes, Found, identify, official_names, read
+from projects.lta_memvit.official import Classes, Found, Source, identify, official_names, read
 
 _MEMORY = r"\.attn\.(compress_|norm_compress_|rel_pos_mem_)"
 _HEADS = (r"^backbone\.head\.", r"^clip_aggregator\.", r"^decoder\.")
@@ -57,7 +57,7 @@ class Report:
         return text
 
 
-def load(net: Network, source: str | Path, *, head: bool = True) -> Report:
+def load(net: Network, source: Source, *, head: bool = True) -> Report:
     """Put the weights of a file into a network; without `head`, those of its backbone below the last layer only.
 
     Where names or shapes do not fit, nothing is loaded. Tables of positions may have another length, `q`, `k` and `v`
@@ -138,7 +138,7 @@ def _resized(name: str, value: Tensor, target: Tensor) -> Tensor:
 
 
 def open_network(
-    source: str | Path,
+    source: Source,
     *,
     cfg: ModelConfig | None = None,
     memory: MemoryConfig | None = None,

@@ -23,6 +23,7 @@ from projects.lta_memvit.model.slowfast import SIZES
 
 Kind = Literal["classifier", "recognizer", "forecaster"]
 Classes = tuple[int, int]
+Source = str | Path | Mapping[str, Tensor]
 
 KNOWN_CLASSES: tuple[Classes, ...] = ((115, 478), (117, 521))
 """Verbs and nouns of Ego4D v1 and v2."""
@@ -98,11 +99,13 @@ class Found:
         return f"{self.backbone} forecaster ({how}), {self.future} actions, {many}"
 
 
-def read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """The tensors of a file or address by our names, what it says beside them, and its path.
+def read(source: Source) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """The tensors of a file, an address or a state-dict by our names, what it says beside them, and its name.
 
     Raises: ValueError naming the file and the way out, when it cannot be read or is of none of these kinds.
     """
+    if isinstance(source, Mapping):
+        return our_names(source), {}, "the given weights"
     path = fetch(source)
     about: dict[str, Any] = {}
     if path.suffix == ".pkl":

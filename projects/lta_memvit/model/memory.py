@@ -184,13 +184,14 @@ class ClipMemory:
             }
             for key, stream in self.streams.items()
         }
-        return {"raw": self._raw, "streams": dist.gather(own)}
+        return {"raw": self._raw, "grids": dict(self._grids), "streams": dist.gather(own)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the streams of this process; with another number of processes, with none."""
         self.clear()
         world = dist.world()
         self._raw = state["raw"]
+        self._grids = {block: (grid[0], grid[1], grid[2]) for block, grid in state["grids"].items()}
         if len(state["streams"]) != world.size:
             return
         for key, saved in state["streams"][world.rank].items():

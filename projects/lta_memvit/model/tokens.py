@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.nn.conv import depthwise
 from projects.lta_memvit.model.plan import PATCH_KERNEL, PATCH_PADDING, PATCH_STRIDE, Grid
 
 
@@ -59,8 +60,7 @@ class Pool(nn.Conv3d):
         weight = self.weight.repeat(channels // self.in_channels, 1, 1, 1, 1)
         if self.causal:  # one more frame before the first, one output less at the end: all outputs move by one
             video = F.pad(video, (0, 0, 0, 0, 1, 0))
-        video = F.conv3d(video, weight, None, self.stride, self.padding, groups=channels)
-        return video[:, :, :frames]
+        return depthwise(video, weight, None, self.stride)[:, :, :frames]
 
 
 class Compress(nn.Conv3d):
