@@ -24,11 +24,12 @@ def test_data_is_made_once_and_always_the_same(tmp_path: Path) -> None:
     assert [file.name for file in files[4:]] == ["test-0000.mp4", "train-0000.mp4", "train-0001.mp4", "val-0000.mp4"]
     info = video.probe(files[4])
     assert (info.frames, info.fps, info.height, info.width) == (32, 8, 48, 48)
-    contents = [file.read_bytes() for file in files]
+    texts, frames = [file.read_text() for file in files[:4]], video.read(files[5], range(32))
     files[5].unlink()
     stamps = [file.stat().st_mtime_ns for file in files if file.exists()]
     demo.make(tmp_path / "a", tmp_path / "c", size)
-    assert [file.read_bytes() for file in files] == contents
+    assert [file.read_text() for file in files[:4]] == texts
+    assert (video.read(files[5], range(32)).float() - frames.float()).abs().mean() < 3  # encoders may choose otherwise
     assert [file.stat().st_mtime_ns for file in files if file != files[5]] == stamps
 
 
