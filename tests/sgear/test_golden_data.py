@@ -227,3 +227,26 @@ def test_transforms(case: Case, parity: Parity) -> None:
             assert [[int(k) // width, int(k) % width] for k in corners] == wanted
         else:
             raise AssertionError(f"{name}: no rule for this entry of the case")
+
+
+REAL = ["ek100 val", "ek100 test", "ek55 val", "ek55 test_unseen", "egtea val"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_no_clip_of_a_real_action_reaches_its_limit(name: str, parity: Parity) -> None:
+    """All actions of the real files: features, and frames of videos at the datasets' own frame rates."""
+    dataset, part = name.split()
+    tau_a, tau_o = TAUS[dataset]
+    seen = benchmark(dataset, tau_a=tau_a, tau_o=tau_o).clips(part)
+    rule = clips.Rule(15, 1.0)
+    fps = {"egtea": 24.0, "ek55": 60000 / 1001, "ek100": 50.0}[dataset]
+    times_s = np.arange(int(fps * (seen.end_s.max() + 5))) / fps
+    late: dict[str, float] = {"features": -np.inf, "frames": -np.inf}
+    for start_s, end_s, action_s in zip(seen.start_s, seen.end_s, seen.segments.start_s, strict=True):
+        limit_s = action_s - tau_a
+        where = clips.span(start_s, end_s, clips.FEATURE_FPS, rule, random.Random(0))
+        late["features"] = max(late["features"], max(clips.feature_frames(where, rule).numbers) / 30 - limit_s)
+        where = clips.span(start_s, end_s, fps, rule, random.Random(0))
+        late["frames"] = max(late["frames"], times_s[max(clips.video_frames(times_s, where, rule).numbers)] - limit_s)
+    parity.check("seconds by which the latest feature ends after the limit", max(late["features"], 0.0), 0.0, atol=1e-9)
+    assert late["frames"] < -1e-6
