@@ -96,9 +96,11 @@ class Criterion:
                 )
             table = similarities.to(device)[:, net.subset.ids]
             self.rows = F.normalize(table.float(), p=1, dim=-1)  # a second time it changes nothing
-        past = (f"past_cls_{label}" for label in net.cfg.labels)
-        if any(getattr(cfg, name) for name in past) and not net.cfg.classify_past:
+        classifies = any(getattr(cfg, f"past_cls_{label}") for label in net.cfg.labels)
+        if classifies and not net.cfg.classify_past:
             raise ValueError("a past_cls term needs model.classify_past=true")
+        self.looks_back = bool(classifies or cfg.past_semantic)
+        """Whether a term is about the observed steps."""
 
     def __call__(self, outputs: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Every term with a weight above 0, unweighted, and `total`: scalars on the device."""

@@ -47,6 +47,7 @@ def train(cfg: Config, job: Run, benchmark: Benchmark) -> dict[str, float]:
     loader = Loader(dataset, cfg.loader, train=True, device=job.device, transform=change)
     val_loader = eval.samples(cfg, job, benchmark, "val")
     criterion = make_criterion(net, benchmark, cfg)
+    net.teach_past = criterion.looks_back
     training = optim.scaled(cfg.optim, cfg.loader.batch_size)
     rules = optim.rules(net, training)
     source = cfg.model.input

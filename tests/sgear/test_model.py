@@ -182,6 +182,19 @@ def test_on_features_semantic_losses_teach_the_prototypes_alone_unless_told() ->
     assert net.future_predictor.encoder.weight.grad is not None
 
 
+@pytest.mark.parametrize("options", KINDS, ids=",".join)
+def test_what_no_loss_looks_at_is_not_computed_in_training(options: list[str]) -> None:
+    net, x = tiny(*options, "dropout=0", "decoder.dropout=0"), clip(kind_of(options))
+    full = net.train()(x)
+    net.teach_past = False
+    short = net(x)
+    assert short.past_logits == {}
+    assert short.similarities_past is None
+    assert torch.equal(short.logits["action"], full.logits["action"])
+    assert torch.equal(short.feature_error, full.feature_error)
+    assert set(net.eval()(x).past_logits) == {"action"}, "an evaluation has everything"
+
+
 def test_feature_mixup_acts_in_training_only() -> None:
     net, x = tiny("input=features", "feature_mixup=true", "dropout=0", "decoder.dropout=0"), clip("features")
     quiet = net.eval()(x).z

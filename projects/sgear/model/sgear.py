@@ -65,6 +65,8 @@ class Sgear(nn.Module):
     ) -> None:
         super().__init__()
         self.cfg, self.frames, self.classes = cfg, frames, dict(classes)
+        self.teach_past = True
+        """Whether a loss looks at the observed steps; else training does not compare and classify them."""
         for label, matrix in (maps or {}).items():
             self.register_buffer(f"cls_map_{label}_action", matrix.float())
         if cfg.input == "video":
@@ -196,9 +198,10 @@ class Sgear(nn.Module):
         directions = unit(prototypes)
         fixed = directions.detach()
 
+        past_wanted = self.teach_past or not self.training
         similarities_past = None
         if cfg.prototype_attention:
-            similarities_past = cosines(seen, directions if both else fixed)
+            similarities_past = cosines(seen, directions if both else fixed) if past_wanted else None
             language = cfg.prototypes.values == "language"
             values = self.subset(self.lang_prototypes) if language else prototypes.detach()
             tokens, _ = nearest(seen, fixed, values, per=cfg.nearest, compat=cfg.compat)
@@ -210,7 +213,7 @@ class Sgear(nn.Module):
         leaning = prototypes.detach() if frames_in else prototypes
         future = self._blend(z, similarities, leaning)
         blended = past
-        if cfg.classify_past or similarities_past is None:
+        if past_wanted and (cfg.classify_past or similarities_past is None):
             near = cosines(past if both or cfg.prototype_attention else past.detach(), directions)
             similarities_past = near if similarities_past is None else similarities_past
             blended = self._blend(past, near, leaning) if cfg.classify_past else past
@@ -245,7 +248,7 @@ class Sgear(nn.Module):
         dropped = self.dropout(future)
         logits = {label: layer(dropped) for label, layer in self.classifiers.items()}
         past_logits = {}
-        if self.cfg.classify_past:
+        if self.cfg.classify_past and (self.teach_past or not self.training):
             dropped = self.dropout(blended)
             past_logits = {label: layer(dropped) for label, layer in self.classifiers.items()}
         return Outputs(logits, past_logits, similarities, similarities_past, z, future, past, error)
