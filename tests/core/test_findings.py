@@ -1,3 +1,5 @@
+"""What doctors say."""
+
 from __future__ import annotations
 
 from pathlib import Path

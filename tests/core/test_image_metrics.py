@@ -1,3 +1,5 @@
+"""PSNR and the Frechet distance, by hand, by properties, against the official formula."""
+
 from __future__ import annotations
 
 import numpy as np

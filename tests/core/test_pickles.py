@@ -1,3 +1,5 @@
+"""Plain pickles come back as data; nothing in them runs."""
+
 from __future__ import annotations
 
 import os

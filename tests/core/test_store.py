@@ -1,3 +1,5 @@
+"""Tensors kept by key."""
+
 from __future__ import annotations
 
 import pickle
