@@ -81,8 +81,10 @@ def detection_ap(truth: Actions, found: Detections, tiou: Sequence[float], *, co
 def recall_at(
     truth: Actions, found: Detections, tiou: Sequence[float], k: Sequence[int] = (1, 5), *, collide: bool = False
 ) -> Floats:
-    """Recall@kx (J, number of k, K): the share of a class's actions that its best k·n detections reach, for n actions
-    of the class in the video. Arguments as `detection_map`."""
+    """Recall@kx (J, number of k, K): the share of a class's actions that its best k·n detections in a video reach.
+
+    A video has n actions of the class; arguments as `detection_map`.
+    """
     return detection_map(truth, found, tiou, k, collide=collide).recall
 
 
@@ -91,11 +93,11 @@ def detection_map(
 ) -> DetectionScores:
     """Average precision and recall of every class that has truth.
 
-    As the ActivityNet, THUMOS, EPIC and Ego4D evaluations: by falling score (equal ones as they come) each detection
-    takes, of the truths of its video and class that are free, the one it overlaps most, if by `tiou` or more. Precision
-    is made monotone and summed over recall (all-point interpolation).
+    The protocol of all benchmarks of the field: by falling score (equal ones as they come) each detection takes, of the
+    truths of its video and class that are free, the one it overlaps most, if by `tiou` or more. Precision is made
+    monotone and summed over recall (all-point interpolation).
 
-    `collide` repeats a fault of ActionFormer's evaluator: classes with truth are renumbered 0..K-1, but detections of
+    `collide` repeats a fault of a widespread evaluator: classes with truth are renumbered 0..K-1, but detections of
     other classes keep their number and count for whichever class now has it; published numbers contain it.
 
     Raises:

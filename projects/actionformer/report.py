@@ -125,7 +125,7 @@ def _analyze(
 
     labels = scores.classes.tolist()
     if 1 < len(labels) <= CLASSES_AS_TEXT:
-        names = [*(results.name_of(label, benchmark.classes) for label in labels), "(not found)"]
+        names = [*(results.name_of(label, benchmark.classes) for label in labels), "(another, or none)"]
         page.confusion(
             "What the surest detection calls an action", errors.confusions(truth, found, tiou, labels), names
         )
