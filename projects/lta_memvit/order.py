@@ -57,12 +57,12 @@ class WholeClips:
     def of(cls, clips: Sequence[Sequence[int]], batch_size: int, rank: int = 0, size: int = 1) -> WholeClips:
         """The rows of process `rank` of `size`."""
         rows: list[list[int]] = [[] for _ in range(batch_size * size)]
-        # The first rows of all processes are filled before the second ones: few clips still keep all of them busy.
-        free = [(0, number % size * batch_size + number // size) for number in range(len(rows))]
+        # The first rows of all processes come before the second ones: few clips still keep all of them busy.
+        free = [(0, number) for number in range(len(rows))]
         for clip in sorted(clips, key=len, reverse=True):
-            length, row = heapq.heappop(free)
-            rows[row] += clip
-            heapq.heappush(free, (length + len(clip), row))
+            length, number = heapq.heappop(free)
+            rows[number % size * batch_size + number // size] += clip
+            heapq.heappush(free, (length + len(clip), number))
         return cls(rows[rank * batch_size : (rank + 1) * batch_size])
 
     def __len__(self) -> int:

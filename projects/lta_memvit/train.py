@@ -97,7 +97,7 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
         saved.save(step.count, state)  # whatever happens in the evaluation, the epoch is not lost
         figures = dist.mean({"train/epoch_loss": epoch_loss.mean})
         measured = None
-        if val_loader and ((epoch + 1) % cfg.run.eval_every == 0 or epoch + 1 == cfg.optim.epochs):
+        if val_loader is not None and ((epoch + 1) % cfg.run.eval_every == 0 or epoch + 1 == cfg.optim.epochs):
             dist.sync_buffers(step.eval_model)
             tested = step.eval_model
             assert isinstance(tested, Network)

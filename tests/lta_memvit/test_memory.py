@@ -145,6 +145,11 @@ def test_an_evaluation_gives_every_sample_to_one_process(lengths: list[int], bat
     assert sorted(seen) == list(range(len(streams)))
 
 
+def test_few_clips_keep_all_processes_busy() -> None:
+    clips = [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert [len(WholeClips.of(clips, 4, rank, 3)) for rank in range(3)] == [3, 3, 2]
+
+
 def test_the_reference_order_repeats_and_misses() -> None:
     """The published formula for ten samples and four rows."""
     order = ReferenceRuns([list(range(10))], 4)
