@@ -69,7 +69,7 @@ def build(cfg: Config) -> model.Detector:
 
 
 def official_state(net: model.Detector) -> dict[str, Tensor]:
-    """The weights in official names and shapes: norms and scales (1,C,1), linear layers (O,I,1), all below `module.`."""
+    """Weights in official names and shapes: norms and scales (1,C,1), linear layers (O,I,1), below `module.`."""
     state = {f"module.{name}": value.detach().cpu() for name, value in net.state_dict().items()}
     for name, module in net.named_modules():
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):

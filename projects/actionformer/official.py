@@ -20,6 +20,7 @@ import yaml
 from core.checkpoint import write_atomic
 from core.config import dump, flatten, load
 from projects.actionformer.config import Config
+from projects.actionformer.model import Detector, build
 
 Tree = dict[str, Any]
 
@@ -143,9 +144,6 @@ IGNORED = {
     "output_folder": "set OUT=runs/NAME on the command line",
     "model.max_buffer_len_factor": "there is no limit on the length of a video",
     "model.use_flash_attn": "attention always takes the fastest kernel that gives the same numbers",
-    "model.max_seq_len": "derived from dataset.max_seq_len",
-    "model.input_dim": "derived from dataset.input_dim",
-    "model.num_classes": "derived from dataset.num_classes",
 }
 
 # How the guides of the fork spell switches under model.backbone.
@@ -195,6 +193,21 @@ def config_from(source: str | Path | Mapping[str, Any]) -> Config:
     """
     tree, _ = import_config(source)
     return _checked(tree)
+
+
+def load_config(source: str | Path | Mapping[str, Any]) -> Config:
+    """`config_from` by the name that it has in the official code."""
+    return config_from(source)
+
+
+def make_meta_arch(name: str, **options: Any) -> Detector:
+    """The network for the arguments that the official function of this name takes: `cfg["model"]` with its sections.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+    """
+    cfg = config_from({"model_name": name, "model": options})
+    return build(cfg.model, channels=cfg.data.input_dim, classes=cfg.data.classes, max_length=cfg.data.max_length)
 
 
 def export_config(cfg: Config) -> Tree:
@@ -289,7 +302,10 @@ def _spelled_officially(given: Tree, notes: list[str]) -> Tree:
             width = sum(nested["n_embd"]) if isinstance(nested["n_embd"], list | tuple) else nested["n_embd"]
             model.setdefault("fpn_dim", width)
             model.setdefault("head_dim", width)
-    for section in ("train_cfg", "test_cfg"):  # where the code itself hangs them
+    for key in ("input_dim", "num_classes", "max_seq_len"):  # where the code itself puts them in the end
+        if key in model:
+            tree.setdefault("dataset", {}).setdefault(key, model.pop(key))
+    for section in ("train_cfg", "test_cfg"):
         for key, value in (model.pop(section, None) or {}).items():
             tree.setdefault(section, {}).setdefault(key, value)
     modern = ("use_rope", "use_swiglu", "use_rms_norm", "n_kv_head")

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from core.nn import Rope, attend
 from projects.actionformer.model.conv import MaskedConv
+from projects.actionformer.model.linear import Linear, answers_on_cpu
+from projects.actionformer.model.window import window_attention
 
 
 class ConvAttention(nn.Module):
@@ -38,8 +40,8 @@ class ConvAttention(nn.Module):
         for name in ("query", "key", "value"):
             self.add_module(f"{name}_conv", MaskedConv(width, width, kernel, stride=stride, groups=width, bias=False))
             self.add_module(f"{name}_norm", nn.LayerNorm(width))
-            self.add_module(name, nn.Linear(width, width))
-        self.proj = nn.Linear(width, width)
+            self.add_module(name, Linear(width, width))
+        self.proj = Linear(width, width)
         self.rel_pe: nn.Parameter | None = None
         if positions and self.window:
             self.rel_pe = nn.Parameter(torch.empty(1, 1, heads, window))
@@ -49,13 +51,16 @@ class ConvAttention(nn.Module):
         """x (B,T,C) to (B,T/stride,C); real (B,T/stride) bool says which of the steps that come out are no padding."""
         q, k, v = (
             self.get_submodule(name)(self.get_submodule(f"{name}_norm")(self.get_submodule(f"{name}_conv")(x)))
-            .unflatten(2, (self.heads, -1))
-            .transpose(1, 2)
             for name in ("query", "key", "value")
         )
-        bias = None if self.rel_pe is None else self.rel_pe.transpose(1, 2)
-        y = attend(q, k, v, mask=real, bias=bias, window=self.window)
-        y = self.proj(y.transpose(1, 2).flatten(2))
+        if self.window and answers_on_cpu(x):
+            bias = None if self.rel_pe is None else self.rel_pe[0, 0]
+            y = window_attention(q, k, v, real, heads=self.heads, window=self.window, bias=bias)
+        else:
+            parts = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+            bias = None if self.rel_pe is None else self.rel_pe.transpose(1, 2)
+            y = attend(*parts, mask=real, bias=bias, window=self.window).transpose(1, 2).flatten(2)
+        y = self.proj(y)
         return F.dropout(y, self.dropout, self.training)
 
 
@@ -72,8 +77,8 @@ class RotaryAttention(nn.Module):
             raise ValueError(f"width {width} must be a multiple of heads ({heads}), and those of kv_heads ({kv_heads})")
         self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
         shared = kv_heads * (width // heads)
-        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(width, shared), nn.Linear(width, shared)
-        self.proj = nn.Linear(width, width)
+        self.query, self.key, self.value = Linear(width, width), Linear(width, shared), Linear(width, shared)
+        self.proj = Linear(width, width)
         self.rope = Rope(width // heads) if rope else None
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:

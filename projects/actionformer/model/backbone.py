@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from projects.actionformer.model.attention import ConvAttention, RotaryAttention
-from projects.actionformer.model.blocks import ConvBlock, GatedMlp, TransformerBlock, mlp, norm
+from projects.actionformer.model.blocks import ConvBlock, GatedMlp, Mlp, TransformerBlock, norm
 from projects.actionformer.model.conv import MaskedConv
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _block(cfg: ModelConfig, width: int, window: int, stride: int) -> Transforme
     return TransformerBlock(
         width,
         attention,
-        GatedMlp(width, cfg.hidden, cfg.dropout) if gated else mlp(width, cfg.hidden, cfg.dropout),
+        GatedMlp(width, cfg.hidden, cfg.dropout) if gated else Mlp(width, cfg.hidden, cfg.dropout),
         stride=stride,
         drop_path=cfg.drop_path,
         rms_norm=modern and cfg.rms_norm,

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from core.nn import DropPath
 from projects.actionformer.model.attention import ConvAttention, RotaryAttention
-from projects.actionformer.model.conv import MaskedConv
+from projects.actionformer.model.conv import MaskedConv, erase
+from projects.actionformer.model.linear import Linear, answers_on_cpu
 
 _ROWS = 512  # steps that go through a feed-forward layer together in evaluation: its hidden layer then stays in cache
 
@@ -32,8 +33,8 @@ class GatedMlp(nn.Module):
     def __init__(self, width: int, hidden: int | None = None, dropout: float = 0.0, *, out: int | None = None) -> None:
         super().__init__()
         hidden = hidden or -(-int(8 * width / 3) // 64) * 64
-        self.w1, self.w3 = nn.Linear(width, hidden), nn.Linear(width, hidden)
-        self.w2 = nn.Linear(hidden, out or width)
+        self.w1, self.w3 = Linear(width, hidden), Linear(width, hidden)
+        self.w2 = Linear(hidden, out or width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,12 +43,19 @@ class GatedMlp(nn.Module):
         return y
 
 
-def mlp(width: int, hidden: int | None, dropout: float) -> nn.Sequential:
-    """Linear, exact GELU, linear; hidden is 4 x width unless given."""
-    hidden = hidden or 4 * width
-    return nn.Sequential(
-        nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
-    )
+class Mlp(nn.Sequential):
+    """Linear, exact GELU, linear; hidden is 4 x width unless given. The two layers are `0` and `3`, as officially."""
+
+    def __init__(self, width: int, hidden: int | None = None, dropout: float = 0.0) -> None:
+        hidden = hidden or 4 * width
+        first, second = Linear(width, hidden), Linear(hidden, width)
+        super().__init__(first, nn.GELU(), nn.Dropout(dropout), second, nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B,T,C), shape kept."""
+        first, _, drop, second, drop_too = self
+        y: Tensor = drop_too(second(drop(first(x, "gelu"))))
+        return y
 
 
 class TransformerBlock(nn.Module):
@@ -82,13 +90,13 @@ class TransformerBlock(nn.Module):
         x = self.drop_path_attn.add(x, y) if self.scaled else x + y
         y = self._feed_forward(x)
         x = self.drop_path_mlp.add(x, y) if self.scaled else x + y
-        return x * mask
+        return erase(x, mask)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            y: Tensor = self.mlp(self.ln2(x))
-            return y
-        return torch.cat([self.mlp(self.ln2(part)) for part in x.split(_ROWS, dim=1)], dim=1)
+        if answers_on_cpu(x):
+            return torch.cat([self.mlp(self.ln2(part)) for part in x.split(_ROWS, dim=1)], dim=1)
+        y: Tensor = self.mlp(self.ln2(x))
+        return y
 
 
 class ConvBlock(nn.Module):

@@ -7,11 +7,14 @@ rounding error is about three times that of the plain sum (some 1e-6 relative to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from projects.actionformer.model.linear import Kept, computes_on_cpu
 
 # F(4,3) on the points 0, 3/4, -3/4, 3/2, -3/2 and infinity; these, rather than the textbook's 0, 1, -1, 2, -2, keep
 # the transforms well conditioned, and all entries but three are exact in binary.
@@ -60,7 +63,7 @@ class MaskedConv(nn.Module):
         self.conv = nn.Conv1d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=bias)
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
-        self._kernels: tuple[tuple[int, int], Tensor] | None = None
+        self._kernels = Kept(_transform_kernels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B,T,C) to (B,T/stride,O), zero where mask (B,T/stride,1), of the type of x, is zero."""
@@ -68,22 +71,20 @@ class MaskedConv(nn.Module):
         if conv.kernel_size[0] == 1 and conv.stride[0] == 1:
             y = F.linear(x, conv.weight[:, :, 0], conv.bias)
         elif winograd_pays(x, conv):
-            y = _Winograd.apply(x, conv.weight) if torch.is_grad_enabled() else _filter(x, self._transformed())
+            y = (
+                _Winograd.apply(x, conv.weight)
+                if torch.is_grad_enabled()
+                else _filter(x, self._kernels.of(conv.weight))
+            )
             y = y if conv.bias is None else y + conv.bias
         else:
             y = convolve(x, conv.weight, conv.bias, conv.stride[0], conv.groups)
-        return y if mask is None else y * mask
+        return y if mask is None else erase(y, mask)
 
-    def _transformed(self) -> Tensor:
-        """The kernels as F(4,3) takes them; kept until the weights change."""
-        weight = self.conv.weight
-        state = (weight.data_ptr(), weight._version)
-        if self._kernels is None or self._kernels[0] != state:
-            self._kernels = (state, _transform_kernels(weight))
-        return self._kernels[1]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kernels": None}
+def erase(x: Tensor, mask: Tensor) -> Tensor:
+    """x · mask, in the place of x when no gradient needs it."""
+    return x * mask if torch.is_grad_enabled() else x.mul_(mask)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, groups: int = 1) -> Tensor:
@@ -95,16 +96,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, gr
 
 
 def winograd_pays(x: Tensor, conv: nn.Conv1d) -> bool:
-    """Is it float32 on a CPU, dense, of kernel 3, wide enough, and not being exported?"""
+    """Is it float32 on a CPU, dense, of kernel 3 and wide enough?"""
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
+        computes_on_cpu(x)
         and conv.kernel_size[0] == 3
         and conv.stride[0] == conv.groups == 1
         and min(conv.in_channels, conv.out_channels) >= _FEW
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch._C._get_tracing_state()  # who counts multiplications wants those of the definition
     )
 
 
@@ -113,50 +110,61 @@ def _transform_kernels(weight: Tensor) -> Tensor:
     return torch.einsum("jk,ock->jco", _G, weight)
 
 
-def _tiles(x: Tensor, before: int, step: int, size: int) -> Tensor:
-    """(B,T,C) to overlapping tiles (B*n,size,C) that begin every `step` rows, the first `before` rows early.
+def _tiles(x: Tensor, before: int, size: int) -> Tensor:
+    """(B,T,C) to tiles (B*n,size,C) that begin every 4 rows, the first `before` rows early; zeros beyond the ends.
 
     The tiles of one video follow those of the one before in memory, so that all are one strided view. The last tile of
     a video may reach into the next one: only for outputs that are cut off, see `_filter`.
     """
     batch, length, channels = x.shape
-    count = -(-(length + 2) // _OUT)
-    flat = x.new_zeros(batch * count * _OUT + _IN - _OUT, channels)
-    rows = flat[: batch * count * _OUT].view(batch, count * _OUT, channels)
-    rows[:, before : before + length] = x
-    return flat.unfold(0, size, step).transpose(1, 2)
+    rows = -(-(length + 2) // _OUT) * _OUT
+    flat = x.new_empty(batch * rows + _IN - _OUT, channels)
+    videos = flat[: batch * rows].view(batch, rows, channels)
+    videos[:, :before] = 0
+    videos[:, before : before + length] = x
+    videos[:, before + length :] = 0
+    flat[batch * rows :] = 0
+    return flat.unfold(0, size, _OUT).transpose(1, 2)[: batch * rows // _OUT]
+
+
+def _spectra(matrix: Tensor, tiles: Tensor) -> Tensor:
+    """The transform (6,size) of tiles (n,size,C) as (6,n,C), contiguous: the products then read it row by row."""
+    count, _, channels = tiles.shape
+    spectra = tiles.new_empty(_IN, count, channels)
+    torch.bmm(matrix.expand(count, -1, -1), tiles, out=spectra.transpose(0, 1))
+    return spectra
 
 
 def _filter(x: Tensor, kernels: Tensor) -> Tensor:
     """The convolution of x (B,T,C) with transformed kernels (6,C,O)."""
-    batch, length, _ = x.shape
-    tiles = _tiles(x, 1, _OUT, _IN)
-    spectra = torch.bmm(_B.expand(len(tiles), -1, -1), tiles)
-    products = torch.bmm(spectra.transpose(0, 1), kernels)
-    y = torch.bmm(_A.expand(len(tiles), -1, -1), products.transpose(0, 1))
-    return y.view(batch, -1, kernels.shape[2])[:, :length]
+    return _products(_spectra(_B, _tiles(x, 1, _IN)), kernels, x.shape)
+
+
+def _products(spectra: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B,T,O) of the transformed tiles (6,n,C) of an input of this shape, and transformed kernels (6,C,O)."""
+    products = torch.bmm(spectra, kernels)  # (6,n,O)
+    y = torch.bmm(_A.expand(products.shape[1], -1, -1), products.transpose(0, 1))
+    return y.view(shape[0], -1, kernels.shape[2])[:, : shape[1]]
 
 
 class _Winograd(torch.autograd.Function):
-    """`_filter` with its gradients by the same trick; nothing but the input is kept for them."""
+    """`_filter` with its gradients by the same trick; it keeps the transformed input, 1.5 times the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _filter(x, _transform_kernels(weight))
+        spectra = _spectra(_B, _tiles(x, 1, _IN))
+        ctx.save_for_backward(spectra, weight)
+        return _products(spectra, _transform_kernels(weight), x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (grad,) = grads
-        x, weight = ctx.saved_tensors
+        spectra, weight = ctx.saved_tensors
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:  # correlation with the kernel reversed
             to_x = _filter(grad, _transform_kernels(weight.flip(2).transpose(0, 1)))
         if ctx.needs_input_grad[1]:
-            inputs = _tiles(x, 1, _OUT, _IN)
-            outputs = _tiles(grad, 0, _OUT, _OUT)[: len(inputs)]
-            spectra = torch.bmm(_B.expand(len(inputs), -1, -1), inputs).transpose(0, 1)  # (6,n,C)
-            slopes = torch.bmm(_A.t().expand(len(outputs), -1, -1), outputs).transpose(0, 1)  # (6,n,O)
+            slopes = _spectra(_A.t(), _tiles(grad, 0, _OUT))  # (6,n,O)
             products = torch.bmm(slopes.transpose(1, 2), spectra)  # (6,O,C)
             to_weight = torch.einsum("jk,joc->ock", _G, products)
         return to_x, to_weight

@@ -76,6 +76,7 @@ class Detector(nn.Module):
     ) -> tuple[Tensor, list[Tensor], Packing]:
         """Features (B,C,T) and mask (B,T) to packed levels (B,P,W), masks (B,T_l) by level, and how they are packed.
 
+        Features are zero at padded steps, as `core.data.pad` makes them.
         `lengths` are the numbers of real features; without them they are read from the mask, which waits for a GPU.
 
         Raises:
@@ -90,7 +91,6 @@ class Detector(nn.Module):
         lengths = mask.sum(1).tolist() if lengths is None else lengths
         length = self.padding.choose(lengths)
         x, mask = _fit(features, length).transpose(1, 2), _fit(mask, length)
-        x = x * mask.unsqueeze(2)
         if self.input_dropout and self.training:
             x = x * F.dropout(x.new_ones(len(x), 1, channels), self.input_dropout)
         levels, masks = self.backbone(x, mask, self.padding.reference(max(lengths)))
