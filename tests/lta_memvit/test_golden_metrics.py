@@ -62,6 +62,8 @@ def test_evaluation_reports_the_official_figures_of_verbs_nouns_and_actions(case
 def test_errors_are_the_official_ones(case: Case, parity: Parity) -> None:
     """Top-k errors by core's function, and by the ranks that evaluation keeps instead of scores."""
     given, expected = inputs(case), case.expected
+    if "topk_logits" not in given:
+        pytest.skip("this case has no scores")
     scores, labels = given["topk_logits"], given["topk_labels"]
     ranks = eval._facts(torch.from_numpy(scores)[:, None], torch.from_numpy(labels))["rank"].numpy()
     for name in sorted(key for key in expected if key.startswith("topk_err_")):
@@ -81,7 +83,8 @@ def test_the_submission_is_the_official_one(case: Case) -> None:
     expected = case.json("outputs.json")
     generator = torch.Generator().manual_seed(3)
     rows, ids = {}, list(expected)
-    for batch, names in enumerate((ids[:3], ids[3:])):
+    first = len(case.json("greedy.json")[0])  # samples of the first of two batches
+    for batch, names in enumerate((ids[:first], ids[first:])):
         verb, noun = (logits(head, batch, len(names), 20, count) for head, count in (("verb", 115), ("noun", 478)))
         futures = draw(verb, noun, names, EvalConfig(sampling="reference"), generator)
         pairs = zip(names, futures.verb.tolist(), futures.noun.tolist(), strict=True)
