@@ -64,6 +64,7 @@ class ModelConfig(Section):
     context: int = Field(768, ge=8, multiple_of=8, description="width of the text encoder and of all conditions")
     vae_width: int = Field(128, ge=32, multiple_of=32, description="channels of the autoencoder's first level")
     vae_levels: tuple[int, ...] = Field((1, 2, 4, 4), min_length=2, description="one level more halves once more")
+    vae_groups: int = Field(32, ge=1, description="groups of the autoencoder's norms; they divide its widths")
     text_layers: int = Field(12, ge=1, description="layers of the text encoder")
     text_heads: int = Field(12, ge=1, description="heads of the text encoder")
     vocabulary: int = Field(49408, ge=2, description="tokens of the text encoder")

@@ -26,7 +26,7 @@ def build(cfg: ModelConfig) -> Lego:
 
 def autoencoder(cfg: ModelConfig) -> AutoencoderKL:
     """The autoencoder with fresh weights."""
-    return build_vae(cfg.vae_width, cfg.vae_levels)
+    return build_vae(cfg.vae_width, cfg.vae_levels, cfg.vae_groups)
 
 
 def text_encoder(cfg: ModelConfig, tokenizer: str = "") -> TextEncoder:

@@ -66,7 +66,7 @@ class Lego(nn.Module):
         return noise
 
 
-def build_vae(width: int = 128, levels: Sequence[int] = (1, 2, 4, 4)) -> AutoencoderKL:
+def build_vae(width: int = 128, levels: Sequence[int] = (1, 2, 4, 4), groups: int = 32) -> AutoencoderKL:
     """Stable Diffusion's autoencoder, frozen; its stride is 2 to the power of the levels but one."""
     vae = AutoencoderKL(
         block_out_channels=tuple(width * level for level in levels),
@@ -74,6 +74,7 @@ def build_vae(width: int = 128, levels: Sequence[int] = (1, 2, 4, 4)) -> Autoenc
         up_block_types=("UpDecoderBlock2D",) * len(levels),
         layers_per_block=2,
         latent_channels=LATENT_CHANNELS,
+        norm_num_groups=groups,
     )
     vae.requires_grad_(False).eval()
     return vae

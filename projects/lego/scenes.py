@@ -1,0 +1,191 @@
+"""Synthetic frames whose change follows from words, and tiny networks to begin with: what the demo is made of."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import sentencepiece
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import LlamaTokenizer
+
+from core.checkpoint.files import replacing
+from projects.lego import model, prompts
+from projects.lego.config import Config
+from projects.lego.model import Schedule, layouts
+from projects.lego.model.vlm import Vlm
+from projects.lego.model.vlm_files import save_vlm
+
+HEIGHT, WIDTH = 32, 43  # what a model of 32 pixels writes for videos of 4:3
+VIDEO = {"width": 480, "height": 360, "fps": 30.0}
+VISION = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 28,
+    "patch_size": 14, "hidden_act": "quick_gelu",
+}  # fmt: skip
+LANGUAGE = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "intermediate_size": 172, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+
+
+class Change(NamedTuple):
+    """An action: how it is labeled, how it is described in detail, and what of the frame it changes."""
+
+    label: str
+    description: str
+    box: tuple[float, float, float, float]
+    """Top, left, bottom, right as shares of the frame."""
+    color: tuple[int, int, int]
+
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+CHANGES = (
+    Change("#C C switches off the light", "The person turns off the light with the left hand.", WHOLE, (14, 12, 20)),
+    Change("#C C switches on the light", "The person turns on the bright light.", WHOLE, (242, 240, 226)),
+    Change("#C C paints the wall", "The person paints the wall red with a brush.", WHOLE, (206, 40, 36)),
+    Change("#C C closes the curtain", "The person draws the blue curtain.", WHOLE, (36, 70, 190)),
+)
+
+
+def frame_pair(rng: random.Random, change: Change) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The frame before and of an action, uint8 (32, 43, 3): a soft room that an action changes."""
+    noise = np.random.default_rng(rng.getrandbits(64))
+    y, x = np.mgrid[0 : 1 : HEIGHT * 1j, 0 : 1 : WIDTH * 1j]
+    room = np.full((HEIGHT, WIDTH, 3), 1.0) * noise.uniform(90, 160, 3)
+    for _ in range(3):
+        wave = np.sin(2 * np.pi * (noise.uniform(-1.5, 1.5) * x + noise.uniform(-1.5, 1.5) * y + noise.random()))
+        room += wave[..., None] * noise.uniform(-24, 24, 3)
+    after = room.copy()
+    top, left, bottom, right = change.box
+    inside = (y >= top) & (y <= bottom) & (x >= left) & (x <= right)
+    after[inside] = 0.15 * after[inside] + 0.85 * np.array(change.color)
+    before, changed = (picture.round().clip(0, 255).astype(np.uint8) for picture in (room, after))
+    return before, changed
+
+
+def write_pairs(root: Path, *, train: int = 240, val: int = 12) -> None:
+    """The released layout of Ego4D below `root`: frames, labels, sizes, and descriptions of half of the training part.
+
+    Only the instruction data has descriptions: those of the pairs are the language model's to write.
+    """
+    folder, sizes, curated = root / "EgoGen" / "ego4d.fho", {}, []
+    for split, count in (("train", train), ("val", val)):
+        entries: dict[str, dict[str, dict[str, str]]] = {}
+        for number in range(count):
+            change = CHANGES[number % len(CHANGES)]
+            clip, action = f"demo-{split}-{number // 4:02d}", str(number % 4)
+            names = [f"{clip}/{action}/pre_{time:06d}.jpg" for time in (10 * number, 10 * number + 5)]
+            for name, picture in zip(names, frame_pair(random.Random(f"{split}/{number}"), change), strict=True):
+                path = folder / split / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                buffer = io.BytesIO()
+                Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)
+                path.write_bytes(buffer.getvalue())
+            entries.setdefault(clip, {})[action] = {"image_0": names[0], "image_1": names[1], "action": change.label}
+            sizes[clip] = VIDEO
+            if split == "train" and number % 2 == number // 4 % 2:
+                asked = f"{prompts.TAG}\n{prompts.question(change.label, 'ego4d')}"
+                turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": change.description}]
+                curated.append({"id": f"{clip}_{action}", "image": names[0], "conversations": turns})
+        (root / f"ego4d_{split}.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    (root / "ego4d_metadata.json").write_text(json.dumps(sizes) + "\n", encoding="utf-8")
+    (root / "curation_from_gpt").mkdir(exist_ok=True)
+    path = root / "curation_from_gpt" / "ego4d_for_tuning_forecasting.json"
+    path.write_text(json.dumps(curated, indent=1) + "\n", encoding="utf-8")
+
+
+def words() -> list[str]:
+    """Every word of the demo."""
+    texts = [text for change in CHANGES for text in (change.label, change.description)]
+    return sorted({word for text in texts for word in text.lower().replace("#c c", "").replace(".", "").split()})
+
+
+def write_merges(path: Path) -> int:
+    """A CLIP tokenizer for these words in OpenAI's format; returns the size of its vocabulary."""
+    merges: dict[str, None] = {}
+    for word in words():
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merges[f"{parts[0]} {parts[1]}"] = None
+            parts = ["".join(parts[:2]), *parts[2:]]
+    path.write_text("\n".join(["#version: demo", *merges]) + "\n", encoding="utf-8")
+    return 512 + len(merges) + 2
+
+
+def write_stable_diffusion(path: Path, cfg: Config) -> None:
+    """A checkpoint in Stable Diffusion's layout: an autoencoder made by hand, the rest random."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lego, vae, text = model.build(cfg.model), model.autoencoder(cfg.model), model.text_encoder(cfg.model)
+        for table in (text.model.embeddings.token_embedding, text.model.embeddings.position_embedding):
+            torch.nn.init.normal_(table.weight)  # so that an encoder that learned nothing tells words apart
+    average_pixels(vae, cfg.diffusion.scale_factor)
+    state = layouts.official_state(lego, average=None, vae=vae, text=text, schedule=Schedule(), blocks=cfg.model.blocks)
+    first = layouts.names.UNET + "input_blocks.0.0.weight"
+    state[first] = state[first][:, : model.LATENT_CHANNELS].clone()
+    kept = {n: value.contiguous() for n, value in state.items() if not n.startswith(layouts.names.CONDITIONER)}
+    with replacing(path) as temporary:
+        torch.save({"state_dict": kept}, temporary)
+
+
+@torch.no_grad()
+def average_pixels(vae: Any, scale_factor: float) -> None:
+    """Make an autoencoder of equal levels by hand: its latents are averages of pixels, red, green, blue and gray.
+
+    Residual blocks and attention add nothing. The norms at both ends cannot forget a signal whose group of four
+    channels also holds the constants A, -A and 0: they fix its mean and variance, and signal minus zero comes out as it
+    went in; the offset keeps the activation where it is the identity.
+    """
+    big, offset = 100.0, 20.0
+    groups = range(0, 4 * model.LATENT_CHANNELS, 4)  # the first channel of each group that is used
+    for parameter in vae.parameters():
+        parameter.zero_()
+
+    def enter(conv: torch.nn.Conv2d, weights: Tensor) -> None:  # weights (signals, inputs)
+        for group, row in zip(groups, weights, strict=True):
+            conv.weight[group, :, 1, 1] = row
+            conv.bias[group + 1], conv.bias[group + 2] = big, -big
+
+    def leave(norm: torch.nn.GroupNorm, conv: torch.nn.Conv2d, outputs: int) -> None:
+        norm.weight.fill_(big / 2**0.5)  # the standard deviation of (A, -A, 0, 0)
+        norm.bias.fill_(offset)
+        for output, group in list(enumerate(groups))[:outputs]:
+            conv.weight[output, group, 1, 1], conv.weight[output, group + 3, 1, 1] = 1.0, -1.0
+
+    every = torch.arange(vae.encoder.conv_in.out_channels)
+    enter(vae.encoder.conv_in, torch.cat([torch.eye(3), torch.full((1, 3), 1 / 3)]))
+    for level in vae.encoder.down_blocks[:-1]:
+        level.downsamplers[0].conv.weight[every, every, :2, :2] = 0.25
+    leave(vae.encoder.conv_norm_out, vae.encoder.conv_out, model.LATENT_CHANNELS)
+    spread = 0.3 * scale_factor  # the deviation of pixels in [-1, 1]
+    for k in range(model.LATENT_CHANNELS):
+        vae.quant_conv.weight[k, k, 0, 0] = 1 / spread
+        vae.post_quant_conv.weight[k, k, 0, 0] = spread
+    vae.quant_conv.bias[model.LATENT_CHANNELS :] = -8.0  # log-variance: a posterior that is nearly a point
+    enter(vae.decoder.conv_in, torch.eye(model.LATENT_CHANNELS))
+    for level in vae.decoder.up_blocks[:-1]:
+        level.upsamplers[0].conv.weight[every, every, 1, 1] = 1.0
+    leave(vae.decoder.conv_norm_out, vae.decoder.conv_out, 3)
+
+
+def write_language_model(folder: Path, texts: Sequence[str]) -> None:
+    """A LLaVA of 150 thousand random weights, with a tokenizer made of the texts it will read and write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(folder / "tokenizer"), vocab_size=320, model_type="bpe",
+        byte_fallback=True, character_coverage=1.0, pad_id=-1, minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
+    )  # fmt: skip
+    tokenizer = LlamaTokenizer.from_pretrained(str(folder), legacy=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Vlm(VISION, LANGUAGE | {"vocab_size": len(tokenizer)})
+    save_vlm(net, tokenizer, folder)
