@@ -125,26 +125,26 @@ def test_lightning_and_pyslowfast_files_open_as_they_were(backbone: str, task: s
         assert all(own[name].equal(value) for name, value in net.state_dict().items())
 
 
+CALLED: list[str] = []
+
+
+def rebuild(name: str) -> Callback:
+    CALLED.append(name)
+    return Callback()
+
+
 class Callback:
     """What a Lightning checkpoint carries; opening one must not need it, let alone call it."""
 
-    called = False
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return Callback._rebuild, ("x",)
-
-    @staticmethod
-    def _rebuild(_: str) -> Callback:
-        Callback.called = True
-        return Callback()
+        return rebuild, ("x",)
 
 
 def test_objects_in_a_checkpoint_are_not_made(tmp_path: Path) -> None:
     net = build("slowfast_nano")
     path = lightning(net, tmp_path / "model.ckpt", callbacks={Callback: {"best": 1}}, extra=Callback())
-    Callback.called = False
     opened, _ = convert.open_network(path, frames=8, crop=32)
-    assert not Callback.called
+    assert not CALLED
     assert opened.state_dict()["backbone.s1.pathway0_stem.conv.weight"].equal(
         net.state_dict()["backbone.s1.pathway0_stem.conv.weight"]
     )

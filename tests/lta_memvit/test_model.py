@@ -255,6 +255,7 @@ def test_the_skip_takes_maxima_of_frames() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backbone", ["slowfast_nano", "mvit_nano", "memvit_nano"])
 def test_a_gpu_says_the_same_and_is_never_waited_for(backbone: str) -> None:
     net = build(backbone, "recognition")

@@ -58,7 +58,7 @@ class MeMViT(nn.Module):
         self.width = plans[-1].outputs
         self.cls_token = nn.Parameter(torch.zeros(1, 1, variant.width))
         self.patch_embed = PatchEmbed(variant.width)
-        rates = torch.linspace(0, drop_path, len(plans)).tolist()
+        rates = [drop_path * plan.index / max(1, len(plans) - 1) for plan in plans]
         self.blocks = nn.ModuleList(
             Block(plan, causal=causal, drop_path=rate, length=length) for plan, rate in zip(plans, rates, strict=True)
         )

@@ -37,7 +37,7 @@ class MViT(nn.Module):
         self.pos_embed_spatial = nn.Parameter(torch.zeros(1, self.grid[1] * self.grid[2], variant.width))
         self.pos_embed_temporal = nn.Parameter(torch.zeros(1, self.grid[0], variant.width))
         self.pos_embed_class = nn.Parameter(torch.zeros(1, 1, variant.width))
-        rates = torch.linspace(0, drop_path, len(plans)).tolist()
+        rates = [drop_path * plan.index / max(1, len(plans) - 1) for plan in plans]
         self.blocks = nn.ModuleList(Block(plan, drop_path=rate) for plan, rate in zip(plans, rates, strict=True))
         self.norm = LayerNorm(self.width)
         self.head = head
