@@ -20,7 +20,7 @@ from transformers import LlamaTokenizer
 from core.checkpoint.files import replacing
 from projects.lego import model, prompts
 from projects.lego.config import Config
-from projects.lego.model import Schedule, layouts
+from projects.lego.model import Schedule, layouts, names
 from projects.lego.model.vlm import Vlm
 from projects.lego.model.vlm_files import save_vlm
 
@@ -82,19 +82,19 @@ def write_pairs(root: Path, *, train: int = 240, val: int = 12) -> None:
         for number in range(count):
             change = CHANGES[number % len(CHANGES)]
             clip, action = f"demo-{split}-{number // 4:02d}", str(number % 4)
-            names = [f"{clip}/{action}/pre_{time:06d}.jpg" for time in (10 * number, 10 * number + 5)]
-            for name, picture in zip(names, frame_pair(random.Random(f"{split}/{number}"), change), strict=True):
+            frames = [f"{clip}/{action}/pre_{time:06d}.jpg" for time in (10 * number, 10 * number + 5)]
+            for name, picture in zip(frames, frame_pair(random.Random(f"{split}/{number}"), change), strict=True):
                 path = folder / split / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 buffer = io.BytesIO()
                 Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)
                 path.write_bytes(buffer.getvalue())
-            entries.setdefault(clip, {})[action] = {"image_0": names[0], "image_1": names[1], "action": change.label}
+            entries.setdefault(clip, {})[action] = {"image_0": frames[0], "image_1": frames[1], "action": change.label}
             sizes[clip] = VIDEO
             if split == "train" and number % 2 == number // 4 % 2:
                 asked = f"{prompts.TAG}\n{prompts.question(change.label, 'ego4d')}"
                 turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": change.description}]
-                curated.append({"id": f"{clip}_{action}", "image": names[0], "conversations": turns})
+                curated.append({"id": f"{clip}_{action}", "image": frames[0], "conversations": turns})
         (root / f"ego4d_{split}.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     (root / "ego4d_metadata.json").write_text(json.dumps(sizes) + "\n", encoding="utf-8")
     (root / "curation_from_gpt").mkdir(exist_ok=True)
@@ -129,9 +129,9 @@ def write_stable_diffusion(path: Path, cfg: Config) -> None:
             torch.nn.init.normal_(table.weight)  # so that an encoder that learned nothing tells words apart
     average_pixels(vae, cfg.diffusion.scale_factor)
     state = layouts.official_state(lego, average=None, vae=vae, text=text, schedule=Schedule(), blocks=cfg.model.blocks)
-    first = layouts.names.UNET + "input_blocks.0.0.weight"
+    first = names.UNET + "input_blocks.0.0.weight"
     state[first] = state[first][:, : model.LATENT_CHANNELS].clone()
-    kept = {n: value.contiguous() for n, value in state.items() if not n.startswith(layouts.names.CONDITIONER)}
+    kept = {n: value.contiguous() for n, value in state.items() if not n.startswith(names.CONDITIONER)}
     with replacing(path) as temporary:
         torch.save({"state_dict": kept}, temporary)
 
@@ -149,12 +149,12 @@ def average_pixels(vae: Any, scale_factor: float) -> None:
     for parameter in vae.parameters():
         parameter.zero_()
 
-    def enter(conv: torch.nn.Conv2d, weights: Tensor) -> None:  # weights (signals, inputs)
+    def enter(conv: Any, weights: Tensor) -> None:  # weights (signals, inputs)
         for group, row in zip(groups, weights, strict=True):
             conv.weight[group, :, 1, 1] = row
             conv.bias[group + 1], conv.bias[group + 2] = big, -big
 
-    def leave(norm: torch.nn.GroupNorm, conv: torch.nn.Conv2d, outputs: int) -> None:
+    def leave(norm: Any, conv: Any, outputs: int) -> None:
         norm.weight.fill_(big / 2**0.5)  # the standard deviation of (A, -A, 0, 0)
         norm.bias.fill_(offset)
         for output, group in list(enumerate(groups))[:outputs]:
