@@ -189,6 +189,7 @@ def filled(module: nn.Module, case: Case, name: str, salt: str) -> nn.Module:
 @pytest.mark.parametrize("case", found("module_units*"))
 def test_modules(case: Case, parity: Parity) -> None:
     expected = {name: torch.from_numpy(value) for name, value in case.expected.items()}
+    text = (case.path / "README.md").read_text()
     for name in ("protattn12", "protattn16"):
         _, steps, width = expected[f"{name}/tokens"].shape
         attention = PrototypeAttention(width, int(name.removeprefix("protattn")), steps)
@@ -199,7 +200,8 @@ def test_modules(case: Case, parity: Parity) -> None:
         parity.check(f"{name}", out, expected[f"{name}/out"], atol=1e-5)
 
     frames = case.json("keys.json")["tca"]["attn.tmp_weighting"][0][0]
-    block = TemporalContext(expected["tca/input"].shape[-1], 4, frames)
+    heads = [int(number) for number in re.findall(r"(\d+) heads", text)]  # of both attentions, the block, the decoder
+    block = TemporalContext(expected["tca/input"].shape[-1], next(n for n in heads if n not in (12, 16)), frames)
     filled(block, case, "tca", "tca.")
     tokens = expected["tca/input"].unflatten(0, (-1, frames))
     for name in ("out", "out_with_unit_weighting"):
@@ -209,7 +211,10 @@ def test_modules(case: Case, parity: Parity) -> None:
         nn.init.ones_(block.attn.tmp_weighting)
 
     features = expected["tcd/input"]
-    decoder = CausalDecoder(features.shape[-1], 32, 2, 4)
+    layers = int(re.search(r"(\d+) layers", text)[1])  # type: ignore[index]
+    decoder = CausalDecoder(
+        features.shape[-1], case.json("keys.json")["tcd"]["encoder.weight"][0][0], layers, heads[-1]
+    )
     observed = features.shape[1]
     for name, steps in (("tcd", 1), ("tcd_out3", 3), ("tcd_nopast", 1)):
         filled(decoder, case, name, "tcd.")

@@ -35,7 +35,8 @@ def test_loss_terms(case: Case, parity: Parity) -> None:
     expected = case.expected
     target = torch.from_numpy(expected["target"])
     past = torch.from_numpy(expected["target_subclips"])[..., 0]
-    (batch, steps), classes, width = past.shape, 40, 32
+    (batch, steps), text = past.shape, (case.path / "README.md").read_text()
+    classes, width = int(setting(text, r"N=(\d+) classes", 0)), int(setting(text, r"C=(\d+)", 0))
     logits, past_logits = noise("logits", batch, classes), noise("past_logits", batch, steps, classes)
     similarities = 0.1 * noise("similarities", batch, classes)
     similarities_past = 0.1 * noise("similarities_past", batch, steps, classes)
@@ -58,7 +59,8 @@ def test_loss_terms(case: Case, parity: Parity) -> None:
 
 @pytest.mark.parametrize("case", found("mixup*"))
 def test_mixup(case: Case, parity: Parity) -> None:
-    expected, share, smoothing = case.expected, 0.3, 0.1
+    expected, text = case.expected, (case.path / "README.md").read_text()
+    share, smoothing = setting(text, r"lambda fixed to ([\d.]+)", 0), setting(text, r"label smoothing ([\d.]+)", 0)
     labels, past = torch.tensor([2, 0, 4]), torch.tensor([[1, 1], [3, 0], [4, 2]])
     parity.check("one hot", mixup.one_hot(labels, 5), expected["onehot"], atol=1e-6)
     smooth = mixup.one_hot(labels, 5, smoothing)
