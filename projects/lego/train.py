@@ -115,7 +115,7 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
         loader.end_epoch()
         saved.save(step.count, state, metrics or None)
 
-    job.log.info(f"trained for {cfg.optim.epochs} epochs; read {loader.coverage()}; next: make eval (it generates)")
+    job.log.info(f"trained for {cfg.optim.epochs} epochs; read {loader.coverage()}; next: generate, then make eval")
     return metrics
 
 

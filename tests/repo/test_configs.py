@@ -39,6 +39,11 @@ EXPECTED = {
         *("ego4d_slowfast", "ego4d_omnivore", "ego4d_egovlp", "ego4d_slowfast_egovlp", "ego4d_omnivore_egovlp"),
         *("ego4d_slowfast_omnivore_egovlp", "thumos_i3d_modern", "thumos_i3d_snapformer", "thumos_i3d_tbtformer"),
     },
+    "lego": {
+        *("demo", "ego4d_ldm", "ego4d_ldm_24gb", "epic_ldm", "both_ldm", "ego4d_instruct_pix2pix", "ego4d_description"),
+        *("ego4d_image_features", "ego4d_text_features", "ego4d_trained_conditioner"),
+        *("ego4d_vlm", "ego4d_vlm_lora", "epic_vlm"),
+    },
 }
 
 
