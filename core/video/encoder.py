@@ -37,6 +37,8 @@ def write(
 ) -> Path:
     """Write frames as h264 (yuv420p), atomically: `path` is replaced only by a whole file.
 
+    The same frames give the same bytes in every run.
+
     Args:
         path: a file ending in .mp4, .mov or .mkv; its folder is made.
         frames: uint8 RGB, (T,H,W,3) or one (H,W,3) after the other. An odd side is made even, as yuv420p needs, by
@@ -103,7 +105,8 @@ class Encoder:
         self.container: Any = av.open(str(path), "w", container_options=flags)
         self.stream: Any = self.container.add_stream("libx264", rate=rate)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
-        self.stream.options = {"crf": str(crf), "preset": preset}
+        # Without this, x264's rate control differs from run to run and between machines: the same frames, other bytes.
+        self.stream.options = {"crf": str(crf), "preset": preset, "x264-params": "cpu-independent=1"}
         context = self.stream.codec_context
         context.gop_size = gop
         context.thread_count = threads

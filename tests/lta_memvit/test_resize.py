@@ -78,8 +78,7 @@ def test_several_processes_do_as_one(source: Path, tmp_path: Path) -> None:
     resize(source, two, short_side=32, workers=2, progress=False)
     assert resize(source, two, short_side=32, workers=2, progress=False).done == []  # compared by two processes too
     for path in one.iterdir():
-        frames = [video.read(made, range(FRAMES)).float() for made in (path, two / path.name)]
-        assert (frames[0] - frames[1]).abs().mean() < 2  # the encoder's choices are not the same in every run
+        assert path.read_bytes() == (two / path.name).read_bytes()
 
 
 def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
