@@ -12,16 +12,14 @@ import importlib
 import random
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from core.data import Sample
 from projects.actionformer.config import DataConfig
-
-if TYPE_CHECKING:
-    from projects.actionformer.data import Layout
+from projects.actionformer.layouts import Layout
 
 
 def create(cfg: DataConfig, subsets: Sequence[str], *, train: bool) -> Any:
@@ -64,8 +62,6 @@ def create(cfg: DataConfig, subsets: Sequence[str], *, train: bool) -> Any:
 
 def layout(cfg: DataConfig) -> Layout:
     """What the class says about itself."""
-    from projects.actionformer.data import Layout
-
     attributes = create(cfg, cfg.eval_splits, train=False).get_attributes()
     tiou = tuple(float(value) for value in attributes["tiou_thresholds"])
     return Layout(str(attributes["dataset_name"]), tiou, "most")

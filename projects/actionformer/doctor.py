@@ -20,6 +20,7 @@ from core.report import Page
 from projects.actionformer import checks, data, model
 from projects.actionformer.config import Config
 from projects.actionformer.fit import Fit, Item, measure, suggestion
+from projects.actionformer.layouts import LAYOUTS
 
 LISTED = 500  # videos in the table of the page
 
@@ -61,7 +62,7 @@ def examine(found: Examination) -> Iterator[Finding]:
         yield error(str(problem))
         return
     yield from checks.labels(benchmark)
-    if cfg.data.dataset not in data.LAYOUTS:
+    if cfg.data.dataset not in LAYOUTS:
         yield ok(f"{cfg.data.custom_class} reads the features; they are not looked at here")
         return
     for part in ("train", "eval"):

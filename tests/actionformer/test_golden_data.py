@@ -12,7 +12,8 @@ import pytest
 
 from projects.actionformer.annotations import read_annotations
 from projects.actionformer.config import DataConfig
-from projects.actionformer.data import LAYOUTS, Benchmark, FeatureVideos
+from projects.actionformer.data import Benchmark, FeatureVideos
+from projects.actionformer.layouts import LAYOUTS
 from tests.support import Case, Parity, cases, fill
 
 FOLDERS = cases("actionformer", "datasets*")

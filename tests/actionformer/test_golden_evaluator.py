@@ -11,7 +11,8 @@ from core import metrics
 from projects.actionformer import eval, results
 from projects.actionformer.annotations import read_annotations
 from projects.actionformer.config import Config, DataConfig, EvalConfig
-from projects.actionformer.data import LAYOUTS, Benchmark
+from projects.actionformer.data import Benchmark
+from projects.actionformer.layouts import LAYOUTS
 from tests.support import Case, Parity, cases
 
 pytestmark = pytest.mark.golden
