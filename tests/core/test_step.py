@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.optim import OptimConfig, lr_factor
 from core.step import TrainStep, ema_decay, resolve_precision
+from tests.runs import same
 
 SGD = {"name": "sgd", "lr": 0.1, "schedule": "constant"}
 
@@ -65,17 +66,6 @@ def train(step: TrainStep, data: list[tuple[Tensor, Tensor]]) -> list[Tensor | N
             loss = (out - y).square().mean() if y.is_floating_point() else nn.functional.cross_entropy(out, y)
         norms.append(step.backward(loss))
     return norms
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, through nested containers."""
-    if isinstance(a, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 def through_a_file(state: dict) -> dict:

@@ -12,7 +12,7 @@ from core import config
 from projects.lego import data, demo, generate, model, scenes
 from projects.lego.config import Config
 from projects.lego.model import layouts
-from tests.lego.tiny import rows
+from tests.runs import rows
 
 
 def test_the_autoencoder_made_by_hand_gives_averages_of_pixels(tmp_path: Path) -> None:

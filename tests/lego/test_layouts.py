@@ -15,7 +15,8 @@ from projects.lego.config import Config, ModelConfig
 from projects.lego.model import Schedule, layouts, names
 from projects.lego.model.sizes import sizes
 from tests.lego import tiny
-from tests.lego.tiny import configured, newest, settings
+from tests.lego.tiny import configured, settings
+from tests.runs import newest, same
 
 UNET = "model.diffusion_model."
 
@@ -65,7 +66,7 @@ def test_an_official_checkpoint_goes_in_whole(home: Path, tmp_path: Path) -> Non
     layouts.load_vae(vae2, parts)
     layouts.load_text(text2, parts)
     for ours, theirs in ((fresh, lego), (other.unet, mean.unet), (vae2, vae), (text2, text)):
-        assert tiny.same(dict(ours.state_dict()), dict(theirs.state_dict()))
+        assert same(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
 def test_stable_diffusion_gets_four_more_input_channels_of_zeros(home: Path) -> None:
@@ -94,7 +95,7 @@ def test_instruct_pix2pix_keeps_its_eight_channels(home: Path, tmp_path: Path) -
         from projects.lego import weights
 
         weights.start(lego, cfg_of(home, f"model.init={path}"), job)
-    assert tiny.same(dict(lego.unet.state_dict()), dict(mean.unet.state_dict())), "its average, which answers"
+    assert same(dict(lego.unet.state_dict()), dict(mean.unet.state_dict())), "its average, which answers"
 
 
 @pytest.mark.parametrize("broken", ["conditioning", "average", "unet", "shape", "nothing"])
@@ -140,13 +141,13 @@ def test_a_folder_of_diffusers_there_and_back(home: Path, tmp_path: Path) -> Non
     again = networks(home, 5)[0]
     layouts.load_unet(again, parts, blocks=1)
     layouts.load_conditioner(again.conditioner, parts)
-    assert tiny.same(dict(again.unet.state_dict()), dict(mean.unet.state_dict()))
-    assert tiny.same(dict(again.conditioner.state_dict()), dict(lego.conditioner.state_dict()))
+    assert same(dict(again.unet.state_dict()), dict(mean.unet.state_dict()))
+    assert same(dict(again.conditioner.state_dict()), dict(lego.conditioner.state_dict()))
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    assert tiny.same(dict(AutoencoderKL.from_pretrained(folder / "vae").state_dict()), dict(vae.state_dict()))
+    assert same(dict(AutoencoderKL.from_pretrained(folder / "vae").state_dict()), dict(vae.state_dict()))
     opened = UNet2DConditionModel.from_pretrained(folder / "unet")
-    assert tiny.same(dict(opened.state_dict()), dict(mean.unet.state_dict()))
+    assert same(dict(opened.state_dict()), dict(mean.unet.state_dict()))
     # Old folders: torch files, a level more in the text encoder, other names in the autoencoder's attention.
     weights = load_file(folder / "vae/diffusion_pytorch_model.safetensors")
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -166,7 +167,7 @@ def test_a_folder_of_diffusers_there_and_back(home: Path, tmp_path: Path) -> Non
     parts, fresh = layouts.read(folder), networks(home, 6)
     layouts.load_vae(fresh[2], parts)
     layouts.load_text(fresh[3], parts)
-    assert tiny.same(dict(fresh[2].state_dict()), dict(vae.state_dict()))
+    assert same(dict(fresh[2].state_dict()), dict(vae.state_dict()))
     shutil.rmtree(folder / "unet")
     (folder / "unet").mkdir()
     with pytest.raises(ValueError, match="unet: no weights"):

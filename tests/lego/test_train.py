@@ -19,7 +19,8 @@ from core.checkpoint import read_weights
 from projects.lego import batches, model, train
 from projects.lego.losses import criterion
 from projects.lego.model import Schedule, layouts
-from tests.lego.tiny import configured, newest, rows, same, settings
+from tests.lego.tiny import configured, settings
+from tests.runs import newest, rows, same
 
 EVERYTHING = ("optim.accumulate=2", "loader.batch_size=1", "optim.ema=0.9", "model.dropout=0.1")
 

@@ -12,7 +12,8 @@ from core import dist
 from core.checkpoint import read_weights
 from projects.lego import generate, train
 from tests.dist.pool import Team
-from tests.lego.tiny import newest, rows, settings
+from tests.lego.tiny import settings
+from tests.runs import newest, rows
 
 pytestmark = pytest.mark.dist
 

@@ -95,7 +95,6 @@ def vae_parts(case: Case, salt: str = "") -> layouts.Parts:
 
 # ----------------------------------------------------------------------------------------------- tiny data and weights
 
-TIMED = ("time", "samples_per_s", "wait_share")
 MERGES = ["t h", "th e</w>", "p i", "pi c", "pic k</w>"]
 NETWORKS = (
     "model.width=32", "model.levels=[1,2]", "model.blocks=1", "model.heads=4", "model.context=32",
@@ -174,26 +173,3 @@ def configured(root: Path, out: Path, *more: str) -> Config:
 def started(cfg: Config) -> Iterator[Run]:
     with run.start(cfg, cfg.run, visit=True) as job:
         yield job
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the clock says."""
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMED} for line in lines]
-
-
-def newest(out: Path) -> dict[str, Any]:
-    """The newest checkpoint, as plain containers."""
-    content: dict[str, Any] = torch.load(max((out / "checkpoints").glob("step_*.pt")), weights_only=True)
-    return content
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two structures of containers, tensors and numbers are equal to the last bit."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)

@@ -23,7 +23,8 @@ from core.optim import groups
 from projects.sgear import eval, make_prototypes, optim, train
 from projects.sgear.config import ModuleRate, SgearOptim
 from projects.sgear.losses import Criterion
-from tests.sgear.tiny import ACTIONS, NOUNS, VERBS, configured, newest, rows, same, settings, write_dataset
+from tests.runs import newest, rows, same
+from tests.sgear.tiny import ACTIONS, NOUNS, VERBS, configured, settings, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from core import dist
 from core.checkpoint import read_weights
 from projects.sgear import make_prototypes, prototype_files, train
 from tests.dist.pool import Team
-from tests.sgear.tiny import rows, settings, write_dataset
+from tests.runs import rows
+from tests.sgear.tiny import settings, write_dataset
 
 pytestmark = pytest.mark.dist
 

@@ -22,8 +22,9 @@ from core.step import TrainStep
 from projects.ucf50_x3d import eval, model, train
 from projects.ucf50_x3d.config import Config, LossConfig
 from projects.ucf50_x3d.losses import criterion
+from tests.runs import TIMED, newest, rows, same
 from tests.support import Case, cases
-from tests.ucf50_x3d.tiny import CLASSES, TIMED, nano, newest, rows, same, settings
+from tests.ucf50_x3d.tiny import CLASSES, nano, settings
 
 EVERYTHING = (  # what could go wrong with a resumed run: dropout, augmentation, norms that move, momentum, a schedule
     "model.trainable=all", "clip.sampling=window", "clip.rate=1", "clip.augment=true", "clip.mixup=0.4",

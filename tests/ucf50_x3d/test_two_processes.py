@@ -13,7 +13,8 @@ from core import dist
 from core.checkpoint import read_weights, save_weights
 from projects.ucf50_x3d import eval, train, weights
 from tests.dist.pool import Team
-from tests.ucf50_x3d.tiny import CLASSES, configured, nano, rows, settings
+from tests.runs import rows
+from tests.ucf50_x3d.tiny import CLASSES, configured, nano, settings
 
 pytestmark = pytest.mark.dist
 
