@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from core.nn import conv, norm
 from projects.lta_memvit import model
 from projects.lta_memvit.config import MemoryConfig, ModelConfig
 from projects.lta_memvit.model import VARIANTS, Forecaster, Network, Place, Recognizer, Repeat, pack, relative
@@ -176,6 +178,31 @@ def test_slow_frames_are_floors_of_a_line(inputs: int, quarters: int) -> None:
 
 
 # -------------------------------------------------------------------------------------------- fast forms and plain ones
+
+
+def test_gradients_of_slowfast_are_those_of_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every weight of a training pass, with convolutions and batch norms as PyTorch has them.
+
+    In double precision: in single precision the depth of the network makes noise of it (test_golden_train has figures).
+    """
+    found = []
+    for plain in (False, True):
+        if plain:
+            for layer in (conv.Pointwise, conv.Spatial, conv.Temporal):
+                monkeypatch.setattr(layer, "forward", nn.Conv3d.forward)
+            monkeypatch.setattr(norm.BatchNorm, "forward", nn.BatchNorm3d.forward)
+        net = build("slowfast_r50", "recognition", dropout=0.0, crop=64).double().train()
+        for name, parameter in net.named_parameters():
+            if "bn.weight" in name:  # of fresh blocks they are zero, so that these say nothing
+                torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(2))
+        outputs = net(torch.randn(2, 3, 8, 64, 64, generator=torch.Generator().manual_seed(1)).double())
+        (outputs.verb.square().sum() + outputs.noun.square().sum()).backward()
+        found.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    ours, theirs = found
+    for name, expected in theirs.items():
+        scale = float(expected.abs().max())
+        assert scale > 0, name
+        torch.testing.assert_close(ours[name], expected, atol=1e-9 * scale, rtol=0, msg=lambda t, n=name: f"{n}: {t}")
 
 
 @pytest.mark.parametrize("rows", [3, 700])
