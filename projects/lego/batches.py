@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple
 
+import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
@@ -15,10 +16,11 @@ from core.run import Run
 from projects.lego import cache, data, weights
 from projects.lego.config import Config
 from projects.lego.data import Pairs, Record
-from projects.lego.model import Condition, TextEncoder, encode
-from projects.lego.sight import Sight
+from projects.lego.model import Condition, Conditioner, TextEncoder, encode
+from projects.lego.sight import Sight, open_sight
 
 PARTS = ("train", "val")
+PATCHES = 256  # image features of a frame in the released files
 
 
 class Inputs(NamedTuple):
@@ -40,8 +42,10 @@ class Batches:
     Raises: ValueError when there is nothing to train on.
     """
 
-    def __init__(self, cfg: Config, job: Run, sight: Sight | None = None) -> None:
-        self.cfg, self.job, self.sight = cfg, job, sight
+    def __init__(self, cfg: Config, job: Run, conditioner: Conditioner) -> None:
+        self.cfg, self.job, self.conditioner = cfg, job, conditioner
+        self.projection = _settled(conditioner)
+        self.sight = open_sight(cfg, conditioner, job)
         self.records: dict[str, list[Record]] = {"train": data.load(cfg.data, "train")}
         self.records["val"] = self._validation()
         if not self.records["train"]:
@@ -52,6 +56,7 @@ class Batches:
         self.null = self.text.encode([""])
         self.latents: dict[str, Store] = {}
         self.texts: Store | None = None
+        self.tokens: Store | None = None
 
     def _validation(self) -> list[Record]:
         paths = [data.annotation_path(self.cfg.data.root, name, "val") for name in self.cfg.data.datasets]
@@ -85,13 +90,50 @@ class Batches:
                 self.latents[part] = store
             if not cfg.show.every:
                 self.vae = None
+        return not (cfg.model.uses_image and cfg.data.image_features == "projected") or self._prepare_tokens()
+
+    def _prepare_tokens(self) -> bool:
+        """Fill the cache of projected image features, and let go of CLIP; False when stopped."""
+        cfg, conditioner, sight = self.cfg, self.conditioner, self.sight
+        assert conditioner.projection_img is not None
+        parts = [cache.fingerprint(net) for net in ((sight.vision, sight.projector) if sight else ())]
+        name = cache.fingerprint(conditioner.projection_img, "tokens", cfg.data.root.resolve(), cfg.data.vllm, *parts)
+        store = Store(cfg.cache.folder / f"tokens-{name}")
+        patches = sight.vision.patches if sight else PATCHES
+
+        def project(batch: Batch) -> Tensor:
+            return conditioner.project(sight(batch) if sight else batch["image_features"])
+
+        for part in PARTS:
+            row = patches * conditioner.projection_img.out_features
+            if not cache.cache_tokens(project, self.pairs(part), store, cfg.loader, self.job, row=row):
+                return False
+            self._leave_out(part, store)
+        self.tokens, self.sight = store, None
         return True
+
+    def confirm(self) -> None:
+        """After a run was restored: is its projection the one that image features were made with?
+
+        Raises:
+            ValueError: when it is another, and with it the features.
+        """
+        made = self.tokens is not None or (self.sight is not None and self.sight.folds)
+        if made and self.conditioner.projection_img is not None and self.projection is not None:
+            now = dist.whole(self.conditioner.projection_img.weight.detach()).cpu()
+            if not torch.equal(now, self.projection):
+                raise ValueError(
+                    f"the run in {self.job.out} began with another projection of image features than this command; "
+                    "give its run.seed and model.init again, or let it be (data.image_features=files)"
+                )
 
     def _list_missing(self) -> None:
         """Name the files that are not there, all of them in a file of the run."""
         if not dist.is_main():
             return
         kinds = data.wanted_features(self.cfg.data, self.cfg.model)
+        if self.cfg.data.image_features == "projected":  # a full cache needs no files; what it lacks it names itself
+            kinds = [kind for kind in kinds if kind != "image"]
         absent = [path for part in PARTS for path in data.missing(self.cfg.data, self.records[part], kinds)]
         if absent:
             place = self.job.out / "missing.txt"
@@ -115,7 +157,7 @@ class Batches:
         """The dataset of a part, with the caches that are there."""
         return Pairs(
             self.records[part], self.cfg.data, self.cfg.model, train=part == "train",
-            latents=self.latents.get(part), texts=self.texts,
+            latents=self.latents.get(part), texts=self.texts, tokens=self.tokens,
         )  # fmt: skip
 
     def loader(self, part: str) -> Loader:
@@ -135,14 +177,15 @@ class Batches:
     def examples(self, count: int) -> Batch:
         """The first pairs of the validation part (else of training), with their frames."""
         part = "val" if self.records["val"] else "train"
-        pairs = Pairs(self.records[part][:count], self.cfg.data, self.cfg.model, texts=self.texts)
+        pairs = Pairs(self.records[part][:count], self.cfg.data, self.cfg.model, texts=self.texts, tokens=self.tokens)
         samples = [pairs.sample(index, random.Random(0)) for index in range(len(pairs))]
         return to_device(stack(samples), self.job.device)
 
     def describe(self) -> str:
         """One line for the log."""
         sizes = ", ".join(f"{len(self.records[part])} {part}" for part in PARTS)
-        cached = [name for name, there in (("latents", self.latents), ("prompts", self.texts)) if there]
+        kinds = (("latents", self.latents), ("prompts", self.texts), ("image features", self.tokens))
+        cached = [name for name, there in kinds if there]
         return (
             f"{self.cfg.data.root}: {sizes} pairs of {', '.join(self.cfg.data.datasets)}; cached: {cached or 'nothing'}"
         )
@@ -154,5 +197,18 @@ def condition(batch: Batch, text: TextEncoder | None, sight: Sight | None = None
     if states is None:
         assert text is not None, "the batch has no states of its prompts and there is no text encoder"
         states = text.encode(batch["prompt"])
-    image = batch.get("image_features") if sight is None else sight(batch)
-    return Condition(states, image, batch.get("text_features"))
+    tokens = batch.get("image_tokens")
+    image = batch.get("image_features") if sight is None or tokens is not None else sight(batch)
+    return Condition(states, image, batch.get("text_features"), tokens)
+
+
+def _settled(conditioner: Conditioner) -> Tensor | None:
+    """Give all processes the main one's projection now, as wrapping would do later, and return its weights.
+
+    What is folded or cached before the network is wrapped must be made with them.
+    """
+    projection = conditioner.projection_img
+    if projection is None:
+        return None
+    projection.load_state_dict(dist.broadcast({name: value.cpu() for name, value in projection.state_dict().items()}))
+    return projection.weight.detach().cpu().clone()

@@ -1,4 +1,5 @@
-"""What the frozen networks say, computed once: moments of the autoencoder for both flips, states of the prompts.
+"""What the frozen networks say, computed once: moments of the autoencoder for both flips, states of the prompts, and
+what the frozen projection makes of image features.
 
 A training step is then the UNet alone. Files are written whole or not at all, so a stopped run goes on; every process
 writes files of its own.
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +20,13 @@ from torch import Tensor, nn
 
 from core import dist
 from core.checkpoint import Store
-from core.data import Loader, LoaderConfig
+from core.data import Batch, Loader, LoaderConfig
 from core.run import Run
 from projects.lego.data import Pairs, text_key, to_input
 from projects.lego.model import TextEncoder, encode
 
 ROWS_PER_FILE = 256
+SPARE = 2e9  # bytes that stay free on the disk
 
 
 def fingerprint(net: nn.Module, *settings: object) -> str:
@@ -35,19 +38,35 @@ def fingerprint(net: nn.Module, *settings: object) -> str:
     return digest.hexdigest()[:16]
 
 
-class Frames:
-    """Pairs as pictures and nothing else, some of them, for the autoencoder."""
+class Part:
+    """Some of the pairs, and of each only what `read` gives for its number."""
 
-    def __init__(self, pairs: Pairs, indices: Sequence[int]) -> None:
-        self.pairs, self.indices = pairs, tuple(indices)
+    def __init__(self, pairs: Pairs, indices: Sequence[int], read: Callable[[int], dict[str, Tensor]]) -> None:
+        self.pairs, self.indices, self.read = pairs, tuple(indices), read
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
-        """id, source and target uint8 (H, W, 3)."""
+        """id, and what was read."""
         number = self.indices[index]
-        return {"id": self.pairs.records[number].id, **self.pairs.frames(number)}
+        return {"id": self.pairs.records[number].id, **self.read(number)}
+
+
+def announce(what: str, need: float, store: Store, job: Run) -> None:
+    """Say what will be computed and what it takes on the disk.
+
+    Raises:
+        ValueError: when that is more than there is.
+    """
+    there = next(folder for folder in (store.folder, *store.folder.resolve().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    job.log.info(f"{what}, {need / 1e9:.2f} GB ({free / 1e9:.3g} GB are free): {store.folder}")
+    if need + SPARE > free and need > SPARE / 100:
+        raise ValueError(
+            f"{store.folder}: {what} need about {need / 1e9:.3g} GB, {free / 1e9:.3g} GB are free there; choose "
+            "another disk with cache.folder, or keep less (cache.use, cache.precision, data.image_features=frames)"
+        )
 
 
 @torch.no_grad()
@@ -65,8 +84,8 @@ def cache_latents(
         return True
     channels = 12 * (1 + flip) * (2 if half else 4)
     height, width = (side // 2 ** (len(vae.config.block_out_channels) - 1) for side in pairs.cfg.size)
-    job.log.info(f"latents of {len(todo)} pairs, {len(todo) * channels * height * width / 1e9:.2f} GB: {store.folder}")
-    batches = Loader(Frames(pairs, todo), loader, train=False, device=job.device)
+    announce(f"latents of {len(todo)} pairs", len(todo) * channels * height * width, store, job)
+    batches = Loader(Part(pairs, todo, pairs.frames), loader, train=False, device=job.device)
     rows = _Rows(store, half)
     for batch in job.log.progress(batches, "latents"):
         pictures = torch.stack([to_input(batch["source"]), to_input(batch["target"])], 1)  # B, 2, 3, H, W
@@ -89,11 +108,34 @@ def cache_texts(
     if not todo:
         return True
     size = 77 * text.model.config.hidden_size * (2 if half else 4)
-    job.log.info(f"states of {len(todo)} prompts, {len(todo) * size / 1e9:.2f} GB: {store.folder}")
+    announce(f"states of {len(todo)} prompts", len(todo) * size, store, job)
     groups = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
     rows = _Rows(store, half)
     for group in job.log.progress(groups[job.world.rank :: job.world.size], "prompts"):
         rows.add([text_key(prompt) for prompt in group], text.encode(group))
+        if job.stop_requested:
+            break
+    rows.close()
+    return not job.stopping()
+
+
+@torch.no_grad()
+def cache_tokens(
+    project: Callable[[Batch], Tensor], pairs: Pairs, store: Store, loader: LoaderConfig, job: Run, *, row: int
+) -> bool:
+    """Add what `project` makes of the image features, (N, D) in 16 bit, of all pairs that the store lacks.
+
+    False when the run was asked to stop. `row` is about how many numbers a pair has; pairs that cannot be read are
+    named and left out.
+    """
+    todo = dist.broadcast([i for i, record in enumerate(pairs.records) if record.id not in store])
+    if not todo:
+        return True
+    announce(f"projected image features of {len(todo)} frames", len(todo) * row * 2, store, job)
+    batches = Loader(Part(pairs, todo, pairs.seen), loader, train=False, device=job.device)
+    rows = _Rows(store, half=True)
+    for batch in job.log.progress(batches, "image features"):
+        rows.add(batch["id"], project(batch))
         if job.stop_requested:
             break
     rows.close()

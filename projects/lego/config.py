@@ -25,12 +25,14 @@ class DataConfig(Section):
         "llava_forecast_finetune", description="field of the JSON that is the prompt; action: the original label"
     )
     vllm: str = Field("", description="folder of the VLLM features; empty: the released one of each dataset")
-    image_features: Literal["files", "patches", "frames"] = Field(
+    image_features: Literal["files", "patches", "frames", "projected"] = Field(
         "files",
         description="files: as released, (256, 5120); patches: CLIP patches in the same layout, (256, 1024), projected "
-        "on the fly; frames: CLIP runs on the source frame, nothing is stored (patches and frames need model.vision)",
+        "on the fly; frames: CLIP runs on the source frame, nothing is stored; projected: what the frozen projection "
+        "makes of them is computed once, (256, 768) in 16 bit in cache.folder, from the frames where model.vision is "
+        "named, else from the files (patches and frames need model.vision)",
     )
-    vision_side: int = Field(224, ge=1, description="pixels of CLIP's input, with image_features=frames")
+    vision_side: int = Field(224, ge=1, description="pixels of CLIP's input, where it runs on the frames")
     size: tuple[int, int] = Field((256, 256), description="height and width that frames are squeezed to")
     flip: float = Field(0.5, ge=0, le=1, description="chance of a mirrored pair in training")
     flip_words: bool = Field(False, description="a mirrored pair swaps left and right in its prompt (reference: no)")
@@ -61,6 +63,9 @@ class ModelConfig(Section):
     levels: tuple[int, ...] = Field((1, 2, 4, 4), min_length=2, description="multiples of width, level by level")
     blocks: int = Field(2, ge=1, description="residual blocks of a level")
     heads: int = Field(8, ge=1, description="attention heads")
+    groups: int = Field(
+        32, ge=1, description="groups of the UNet's norms; they divide its widths, and groups of one channel forget colors"
+    )
     context: int = Field(768, ge=8, multiple_of=8, description="width of the text encoder and of all conditions")
     vae_width: int = Field(128, ge=32, multiple_of=32, description="channels of the autoencoder's first level")
     vae_levels: tuple[int, ...] = Field((1, 2, 4, 4), min_length=2, description="one level more halves once more")
@@ -100,7 +105,10 @@ class CacheConfig(Section):
     """What the frozen networks say is computed once."""
 
     use: Literal["all", "latents", "text", "none"] = Field("all", description="what is cached")
-    folder: Path = Field(Path("runs/lego/cache"), description="98 kB for a pair and 118 kB for a prompt with fp16")
+    folder: Path = Field(
+        Path("runs/lego/cache"),
+        description="with fp16 98 kB for a pair, 118 kB for a prompt; 393 kB for a frame's image features",
+    )
     precision: Literal["fp16", "fp32"] = Field("fp32", description="fp16 halves the size and rounds to 3 digits")
 
 
@@ -138,7 +146,9 @@ class PredictConfig(Section):
 
     image: Path = Field(Path("frame.jpg"), description="a picture, or a video with `time_s`")
     action: str = Field("pick up the knife", description="what happens next, in a few words")
-    description: str = Field("", description="a detailed prompt; empty: the VLLM writes it, or the action is used")
+    description: str = Field(
+        "", description="a detailed prompt, or a .txt file with it; empty: the VLLM writes it, or the action is used"
+    )
     time_s: float = Field(0.0, ge=0, description="where in a video the frame is taken")
     vllm: str = Field("", description="folder of the VLLM that writes the description and the features")
     count: int = Field(1, ge=1, description="frames to draw, each with noise of its own")
@@ -193,9 +203,17 @@ class Config(Section):
                 f"data.size={list(self.data.size)} should be multiples of {stride}, by which the autoencoder "
                 "and the UNet reduce it"
             )
+        if self.model.width % self.model.groups:
+            raise ValueError(f"model.groups={self.model.groups} should divide model.width={self.model.width}")
         if self.model.train_conditioner and self.model.features == "none":
             raise ValueError("model.train_conditioner has nothing to train with model.features=none")
-        if self.data.image_features != "files" and self.model.uses_image and not self.model.vision:
+        kind = self.data.image_features
+        if kind == "projected" and self.model.train_conditioner:
+            raise ValueError(
+                "data.image_features=projected keeps what the projection makes of a frame, and "
+                "model.train_conditioner=true changes the projection; use frames, patches or files"
+            )
+        if kind in ("patches", "frames") and self.model.uses_image and not self.model.vision:
             raise ValueError(
                 f"data.image_features={self.data.image_features} computes them on the fly: name the VLLM's folder with "
                 "model.vision"

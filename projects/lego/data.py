@@ -176,8 +176,13 @@ def missing(cfg: DataConfig, records: Iterable[Record], kinds: Sequence[Kind] = 
 
 def wanted_features(cfg: DataConfig, model: ModelConfig) -> list[Kind]:
     """The kinds of feature files that a model reads."""
-    kinds: list[Kind] = ["image"] if model.uses_image and cfg.image_features != "frames" else []
+    kinds: list[Kind] = ["image"] if model.uses_image and not sees_frames(cfg, model) else []
     return [*kinds, "text"] if model.uses_text else kinds
+
+
+def sees_frames(cfg: DataConfig, model: ModelConfig) -> bool:
+    """Whether CLIP runs on the frames, so that no image features are read."""
+    return model.uses_image and bool(model.vision) and cfg.image_features in ("frames", "projected")
 
 
 def read_image(path: Path) -> Image.Image:
@@ -217,9 +222,12 @@ def read_features(path: Path, kind: Kind) -> Tensor:
     if values.ndim != 2 or values.dtype.kind != "f" or not values.size:
         raise SampleError(path, f"holds {values.dtype} {values.shape}; expected floats (tokens, width)")
     found = torch.from_numpy(np.ascontiguousarray(values))
-    if kind == "text":
-        found = torch.nn.functional.pad(found[:TEXT_ROWS], (0, 0, 0, max(TEXT_ROWS - len(found), 0)))
-    return found
+    return fixed_rows(found) if kind == "text" else found
+
+
+def fixed_rows(features: Tensor) -> Tensor:
+    """Text features (T, F) as (77, F), cut or followed by zeros."""
+    return torch.nn.functional.pad(features[:TEXT_ROWS], (0, 0, 0, max(TEXT_ROWS - len(features), 0)))
 
 
 def swap_sides(text: str) -> str:
@@ -255,8 +263,8 @@ class Pairs:
 
     Samples: id, prompt; source and (with `targets`) target uint8 (H, W, 3), or from the cache of latents `moments`
     (12, h, w): the mode of the source, mean and log-variance of the target; `text` (77, D) from the cache of prompts;
-    image_features (N, F) and text_features (77, F) where the model uses them, or `pixels` (3, side, side) in place of
-    image features that are made on the fly.
+    image_features (N, F) and text_features (77, F) where the model uses them; in place of the former `pixels`
+    (3, side, side) when they are made on the fly, or from the cache of projected ones `image_tokens` (N, D).
     """
 
     def __init__(
@@ -268,12 +276,11 @@ class Pairs:
         train: bool = False,
         latents: Lookup | None = None,
         texts: Lookup | None = None,
+        tokens: Lookup | None = None,
         targets: bool = True,
     ) -> None:
-        self.records, self.cfg, self.train, self.targets = tuple(records), cfg, train, targets
-        self.latents, self.texts = latents, texts
-        self.kinds = wanted_features(cfg, model)
-        self.sees = model.uses_image and cfg.image_features == "frames"
+        self.records, self.cfg, self.model, self.train, self.targets = tuple(records), cfg, model, train, targets
+        self.latents, self.texts, self.tokens = latents, texts, tokens
 
     def __len__(self) -> int:
         return len(self.records)
@@ -290,15 +297,14 @@ class Pairs:
             sample |= {name: picture.flip(1) if flip else picture for name, picture in pictures.items()}
         if self.texts is not None:
             sample["text"] = self.texts[text_key(sample["prompt"])].float()
-        if self.sees:
-            pixels = clip_pixels(read_image(source_path(cfg.root, record)), cfg.vision_side)
-            sample["pixels"] = pixels.flip(-1) if flip and cfg.flip_features else pixels
-        for kind in self.kinds:
-            features = read_features(feature_path(cfg.root, record, kind, cfg.vllm), kind)
-            if kind == "image" and flip and cfg.flip_features:
-                features = mirror_grid(features)
-            sample[f"{kind}_features"] = features
-        return sample
+        if self.model.uses_text:
+            sample["text_features"] = read_features(feature_path(cfg.root, record, "text", cfg.vllm), "text")
+        if not self.model.uses_image:
+            return sample
+        seen = self.seen(index) if self.tokens is None else {"image_tokens": self.tokens[record.id]}
+        if flip and cfg.flip_features:
+            seen = {name: value.flip(-1) if name == "pixels" else mirror_grid(value) for name, value in seen.items()}
+        return sample | seen
 
     def frames(self, index: int) -> dict[str, Tensor]:
         """The frames of one pair, uint8 (H, W, 3), never mirrored."""
@@ -306,6 +312,13 @@ class Pairs:
         paths = {"source": source_path(root, record)}
         paths |= {"target": target_path(root, record)} if self.targets else {}
         return {name: squeeze(read_image(path), self.cfg.size) for name, path in paths.items()}
+
+    def seen(self, index: int) -> dict[str, Tensor]:
+        """What the language model sees of one pair, not mirrored: `image_features` (N, F), or `pixels` for CLIP."""
+        record, cfg = self.records[index], self.cfg
+        if sees_frames(cfg, self.model):
+            return {"pixels": clip_pixels(read_image(source_path(cfg.root, record)), cfg.vision_side)}
+        return {"image_features": read_features(feature_path(cfg.root, record, "image", cfg.vllm), "image")}
 
     def prompt(self, record: Record, flip: bool = False) -> str:
         """The configured text of a record, with its sides swapped in a mirrored pair when that is wanted."""

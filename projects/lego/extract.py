@@ -80,9 +80,30 @@ class Describer:
         self, images: Sequence[Image.Image], actions: Sequence[str], dataset: str, names: Sequence[str] = ()
     ) -> list[Described]:
         """Descriptions of actions, as the dataset labels them, in frames; `names` and the seed decide what is drawn."""
-        pixels = torch.stack([clip_pixels(image, self.net.vision.side) for image in images])
         texts = [prompts.question(action, dataset) for action in actions]
-        return self.answer(pixels, texts, names or list(actions))
+        return self.answer(self._pixels(images), texts, names or list(actions))
+
+    def read(
+        self, images: Sequence[Image.Image], actions: Sequence[str], dataset: str, descriptions: Sequence[str]
+    ) -> list[Described]:
+        """Features of descriptions that are there already, as if the model had written them."""
+        features = self.see(self._pixels(images))
+        given, answers = [], []
+        for action, description in zip(actions, descriptions, strict=True):
+            asked = f"{prompts.TAG}\n{prompts.question(action, dataset)}"
+            text = prompts.prompt([{"from": "human", "value": asked}, {"from": "gpt", "value": description}])
+            encoded = prompts.encode(text, self.tokenizer)
+            learned = encoded.labels != prompts.IGNORED
+            given.append(encoded.ids[~learned])
+            answers.append(encoded.ids[learned])
+        states = self.net.read(given, answers, features)
+        return [
+            Described(description, seen.float().cpu(), read)
+            for description, seen, read in zip(descriptions, features, states, strict=True)
+        ]
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        return torch.stack([clip_pixels(image, self.net.vision.side) for image in images])
 
     def answer(self, pixels: Tensor, questions: Sequence[str], names: Sequence[str]) -> list[Described]:
         """Answers to questions about pixels (B,3,side,side)."""

@@ -41,6 +41,6 @@ class Sight:
 
 def open_sight(cfg: Config, conditioner: Conditioner, job: Run) -> Sight | None:
     """What a configuration needs: None where image features come from files, or are not used."""
-    if not cfg.model.uses_image or cfg.data.image_features == "files":
+    if not cfg.model.uses_image or not cfg.model.vision or cfg.data.image_features == "files":
         return None
     return Sight(cfg, conditioner, job)

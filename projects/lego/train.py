@@ -32,7 +32,6 @@ from projects.lego.config import Config
 from projects.lego.generate import grid
 from projects.lego.losses import criterion
 from projects.lego.model import Lego, Schedule
-from projects.lego.sight import open_sight
 
 BLOCKS = (BasicTransformerBlock, ResnetBlock2D)  # what FSDP gathers one by one
 
@@ -53,7 +52,7 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
     if cfg.model.checkpointing:
         lego.unet.enable_gradient_checkpointing()
     schedule = weights.schedule(cfg).to(job.device)
-    data = Batches(cfg, job, open_sight(cfg, lego.conditioner, job))
+    data = Batches(cfg, job, lego.conditioner)
     if not data.prepare():  # caches what the frozen networks say
         return {}
     loader, val_loader = data.loader("train"), data.loader("val") if data.records["val"] else None
@@ -74,6 +73,7 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
     epoch_loss, speed = Meter(), Throughput()
     state: dict[str, Part] = {"model": lego, "step": step, "loader": loader, "epoch_loss": epoch_loss}
     saved.restore(state)
+    data.confirm()
     job.log.rewind(step.count)
     metrics: dict[str, float] = {}
 

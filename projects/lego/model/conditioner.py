@@ -18,6 +18,14 @@ class Condition(NamedTuple):
     """(B, 256, F): projected CLIP patches of the source frame, as the VLLM sees them."""
     text_features: Tensor | None = None
     """(B, 77, F): the VLLM's last hidden states while it wrote the description, zeros after its end."""
+    image_tokens: Tensor | None = None
+    """(B, 256, D): image features after their projection, in place of them."""
+
+    def expand(self, count: int) -> Condition:
+        """The conditions of one frame, (1, N, D) each, for `count` of them."""
+        text, *others = (None if part is None else part.expand(count, -1, -1) for part in self)
+        assert text is not None
+        return Condition(text, *others)
 
 
 class Conditioner(nn.Module):
@@ -61,7 +69,9 @@ class Conditioner(nn.Module):
         """
         parts = [condition.text]
         if self.projection_img is not None:
-            parts.append(self._image(condition.image_features))
+            tokens = condition.image_tokens
+            dtype = self.projection_img.weight.dtype
+            parts.append(self.project(condition.image_features) if tokens is None else tokens.to(dtype))
         if self.projection_txt is not None and self.self_attn_mix is not None:
             mixed = self.projection_txt(_checked(condition.text_features, self.projection_txt, "text"))
             parts.append(self.self_attn_mix(mixed))
@@ -95,7 +105,7 @@ class Conditioner(nn.Module):
         self.register_buffer("patch_weight", (outer @ inner).float(), persistent=False)
         self.register_buffer("patch_bias", bias.float(), persistent=False)
 
-    def _image(self, features: Tensor | None) -> Tensor:
+    def project(self, features: Tensor | None) -> Tensor:
         """Image features or, after `fold`, patches (B, 256, F) -> (B, 256, D)."""
         assert self.projection_img is not None
         weight, own = self.patch_weight, self.projection_img.in_features

@@ -159,6 +159,20 @@ class Vlm(nn.Module):
             answers.append(Written(tokens[:length], every[row, :length]))
         return answers
 
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Tensor], answers: Sequence[Tensor], images: Tensor) -> list[Tensor]:
+        """The states (T,width) that predict the tokens of given answers (T,): one pass in place of writing them anew.
+
+        Prompts (ids (L,) with one IMAGE each) and image features (B,N,width) as for `write`.
+        """
+        texts = [torch.cat([prompt, answer]) for prompt, answer in zip(prompts, answers, strict=True)]
+        ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        mask = torch.arange(ids.shape[1]) < torch.tensor([len(text) for text in texts])[:, None]
+        embedded, mask, _ = self.expand(ids.to(images.device), mask.to(images.device), images)
+        states = self.states(embedded, mask).float().cpu()
+        begins = [len(prompt) - 2 + images.shape[1] for prompt in prompts]  # the last place of a prompt
+        return [row[begin : begin + len(answer)] for row, begin, answer in zip(states, begins, answers, strict=True)]
+
 
 def positions(mask: Tensor) -> Tensor:
     """The place of each token in its own text, whatever padding stands before it."""
