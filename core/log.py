@@ -106,6 +106,13 @@ class Log:
             draw = "add_images" if image.ndim == 4 else "add_image"
             self._to_board(draw, tag, image.detach().cpu(), step)
 
+    def histograms(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Distributions of finite values for TensorBoard, by name; the main process looks, and waits for the device."""
+        for tag, values in tensors.items() if self._board_wanted else ():
+            values = values.detach().float().cpu()
+            if len(finite := values[values.isfinite()]):  # TensorBoard takes no others, and not nothing
+                self._to_board("add_histogram", tag, finite, step)
+
     def text(self, step: int, **strings: str) -> None:
         """Named texts (a table, a generated sentence) for TensorBoard and `run.log`."""
         if not self.main:

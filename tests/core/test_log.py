@@ -230,12 +230,16 @@ def test_tensorboard_gets_scalars_texts_and_pictures(tmp_path: Path) -> None:
     second.scalars(20, {"val/accuracy": 0.75}, tensorboard_step=2)
     second.text(20, sentence="wash the *cup*")
     second.images(20, picture=torch.zeros(3, 4, 6, dtype=torch.uint8), grid=torch.zeros(2, 3, 4, 6))
+    second.histograms(20, {"w": torch.tensor([1.0, 2.0, torch.nan, torch.inf]), "none": torch.tensor([torch.nan])})
     second.close()
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, round(event.value, 4)) for event in board.Scalars("loss")] == [(10, 0.1), (20, 0.5)]
     assert [(event.step, event.value) for event in board.Scalars("val/accuracy")] == [(2, 0.75)]
     assert [event.tensor_proto.string_val[0] for event in board.Tensors("sentence/text_summary")] == [b"wash the *cup*"]
     assert [(image.width, image.height) for image in board.Images("picture")] == [(6, 4)]
+    (histogram,) = [event.histogram_value for event in board.Histograms("w")]
+    assert (histogram.num, histogram.min, histogram.max) == (2, 1.0, 2.0)
+    assert board.Tags()["histograms"] == ["w"]
     assert "wash the *cup*" in (tmp_path / "run.log").read_text()
 
 
