@@ -162,6 +162,18 @@ class OptimConfig(optim.OptimConfig):
         return self
 
 
+class TrainConfig(Section):
+    """How a training is tried out and watched."""
+
+    fast_dev_run: bool = Field(
+        False, description="try one batch of training, validation and test, in a folder of its own; keep no weights"
+    )
+    sanity_batches: int = Field(3, ge=0, description="batches of validation before the first epoch, to see it work")
+    histograms: int = Field(
+        0, ge=0, description="optimizer steps between two histograms of all weights and gradients; 0: never"
+    )
+
+
 class EvalConfig(Section):
     """How a model is tested."""
 
@@ -211,6 +223,7 @@ class Config(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it")
     compile: bool = Field(False, description="torch.compile the network")
+    train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     predict: PredictConfig = PredictConfig()
     ckpt: str = Field("", description="weights to evaluate or predict with; empty: the best of run.out")

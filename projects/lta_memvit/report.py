@@ -13,6 +13,7 @@ import simplejson
 from core import metrics, video
 from core.data import Coverage
 from core.report import CurveTrack, Page, Segment, SegmentTrack
+from projects.lta_memvit import histograms
 from projects.lta_memvit.config import Config
 from projects.lta_memvit.data import Benchmark
 from projects.lta_memvit.windows import Window
@@ -43,6 +44,8 @@ def write(
     _problems(page, found, coverage, lost)
     for name, series in training(out / "metrics.jsonl").items():
         page.curves(name, series, x="step", y=name)
+    if gradients := histograms.pictures(out / histograms.FILE):
+        page.images("How large gradients were", gradients)
     if "verb_error" in values:
         if cfg.task == "forecasting":
             _lengths(page, values, cfg.data.future)

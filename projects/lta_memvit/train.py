@@ -18,7 +18,7 @@ from core.checkpoint import Checkpoints
 from core.log import Meter, Throughput
 from core.run import Run
 from core.step import TrainStep
-from projects.lta_memvit import convert, data, eval, features, model, precise, schedule, weights
+from projects.lta_memvit import convert, data, eval, features, histograms, model, precise, rehearsal, schedule, weights
 from projects.lta_memvit.config import Config
 from projects.lta_memvit.data import Benchmark
 from projects.lta_memvit.losses import criterion, errors
@@ -28,13 +28,29 @@ from projects.lta_memvit.model import Network, Outputs
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Train, validate after every epoch; returns the last figures."""
     cfg = config.parse(Config, argv)
+    if cfg.train.fast_dev_run:
+        return rehearse(rehearsal.settings(cfg))
     with run.start(cfg, cfg.run) as job:
-        return train(cfg, job)
+        return train(cfg, job, data.load(cfg.data))
 
 
-def train(cfg: Config, job: Run) -> dict[str, float]:
+def rehearse(cfg: Config) -> dict[str, float]:
+    """Train on one batch, validate and test on one, write the report, and keep no weights."""
+    with run.start(cfg, cfg.run) as job:
+        rehearsal.clear(job)
+        benchmark = rehearsal.shortened(data.load(cfg.data), cfg, job.world.size)
+        metrics = train(cfg, job, benchmark)
+        for part in ("test", "val"):  # the report of validation, which has figures, is the one that stays
+            if part in benchmark.parts and not job.stopping():
+                part_cfg = cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"split": part}), "ckpt": ""})
+                eval.test(part_cfg, job, benchmark)
+        rehearsal.clear(job)
+        job.log.info("one batch of everything went through; no weights are kept")
+        return metrics
+
+
+def train(cfg: Config, job: Run, benchmark: Benchmark) -> dict[str, float]:
     """The method: a backbone learns to recognize segments; frozen or not, it then learns to tell what follows."""
-    benchmark = data.load(cfg.data)
     job.log.info(benchmark.describe())
     net = build(cfg, benchmark, job)
     cached = cfg.features.source == "cache"
@@ -54,6 +70,7 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
         rules=schedule.decay(net, cfg.optim),
         factor=lambda count: schedule.lr_factor(count, cfg.optim, cfg.optim.epochs * steps_per_epoch, steps_per_epoch),
     )
+    histograms.watch(step, cfg.train.histograms, job.log)
     best = "val/ed_verb" if cfg.task == "forecasting" else "val/noun_error"
     about = weights.about(cfg, benchmark.taxonomy)
     saved = Checkpoints(job.out, best=best, mode="min", keep=cfg.run.keep, about=about)
@@ -64,6 +81,8 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
     saved.restore(state)
     seen = loader.state_dict()["epoch"] * len(loader) + loader.batch
     job.log.rewind(seen)
+    if seen == 0 and val_loader is not None and cfg.train.sanity_batches:
+        look_ahead(step.eval_model, benchmark, cfg, job)
 
     metrics: dict[str, float] = {}
     for epoch in loader.epochs(until=cfg.optim.epochs):
@@ -113,6 +132,18 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
 
     job.log.info(f"trained for {cfg.optim.epochs} epochs; read {loader.coverage()}")
     return metrics
+
+
+def look_ahead(net: nn.Module, benchmark: Benchmark, cfg: Config, job: Run) -> None:
+    """Validate on a few batches, so that what is wrong with validation ends the run now and not after an epoch."""
+    assert isinstance(net, Network)
+    few = cfg.loader.model_copy(update={"workers": min(cfg.loader.workers, 2)})
+    loader = eval.loader("val", net, benchmark, cfg.model_copy(update={"loader": few}), job)
+    found = eval.evaluate(net, itertools.islice(loader, cfg.train.sanity_batches), cfg)
+    loader.close()
+    assert found is not None
+    eval.measure(found, cfg)
+    job.log.info(f"validation works: {len(found['id'])} samples")
 
 
 def answer(forward: nn.Module, batch: Mapping[str, Any], cfg: Config) -> Outputs:
