@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from core import dist
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -261,9 +263,13 @@ class Meter:
         return float(sum(value * w for value, w in self._last)) / weight if weight else math.nan
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything added since `reset`, as plain numbers."""
+        """Everything added since `reset`, as plain numbers; all processes have to ask.
+
+        A checkpoint keeps the main process's state, from which all go on: so it holds the mean over them, whose means
+        are then what they would have been.
+        """
         last = [(float(value), weight) for value, weight in self._last]
-        return {"total": float(self._total), "weight": self._weight, "last": last}
+        return {**dist.mean({"total": self._total, "weight": self._weight}), "last": last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""

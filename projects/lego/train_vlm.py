@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from accelerate import init_empty_weights
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -163,11 +164,12 @@ def validate(net: torch.nn.Module, loader: Loader, cfg: VlmConfig, job: Run) -> 
     """The mean loss of the held out conversations."""
     net.eval()
     losses, count = 0.0, 0
-    for batch in loader:
-        with autocast(cfg.precision, job.device):
-            learned = net(batch["ids"], batch["labels"], batch["mask"], batch["pixels"])
-        losses += float(token_cross_entropy(learned)) * len(learned.targets)
-        count += len(learned.targets)
+    with dist.gathered(net):  # processes may have unequal numbers of batches
+        for batch in loader:
+            with autocast(cfg.precision, job.device):
+                learned = net(batch["ids"], batch["labels"], batch["mask"], batch["pixels"])
+            losses += float(token_cross_entropy(learned)) * len(learned.targets)
+            count += len(learned.targets)
     sums = dist.mean({"loss": losses, "count": float(count)})
     return sums["loss"] / max(sums["count"], 1e-9)
 
@@ -200,12 +202,13 @@ def publish(net: Vlm, tokenizer: PreTrainedTokenizerBase, cfg: VlmConfig, job: R
     state = dist.full_state(net, main_only=True).get("model", {})
     folder = job.out / "vlm"
     if dist.is_main():
-        whole = Vlm(**net.config)
-        pairs = {name: layer for name, layer in net.language.named_modules() if isinstance(layer, LoraLayer)}
-        for name, layer in pairs.items():
-            key = f"language.{name}"
-            state[f"{key}.weight"] = state[f"{key}.base_layer.weight"] + layer.get_delta_weight("default").cpu()  # type: ignore[attr-defined]
-        whole.load_state_dict({name: state[name] for name in whole.state_dict()})
+        with init_empty_weights(include_buffers=False):
+            whole = Vlm(**net.config)
+        for name, layer in net.named_modules():
+            if isinstance(layer, LoraLayer):  # under FSDP the layer has a part of its weights, the state all
+                rise, fall = (state[f"{name}.lora_{side}.default.weight"] for side in "BA")
+                state[f"{name}.weight"] = state[f"{name}.base_layer.weight"] + rise @ fall * layer.scaling["default"]
+        whole.load_state_dict({name: state[name] for name in whole.state_dict()}, assign=True)
         save_vlm(whole, tokenizer, folder)
     dist.barrier()
     return str(folder)

@@ -18,8 +18,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core import dist
 from core import log as log_module
 from core.log import Log, Meter, NonFiniteLoss, Throughput
+from tests.dist.pool import Team
 
 
 @pytest.fixture
@@ -278,6 +280,25 @@ def test_a_meter_goes_on_from_its_state() -> None:
     meter.add(4.0)
     other.add(4.0)
     assert (other.mean, other.recent) == (meter.mean, meter.recent) == (4.0, 6.0)
+
+
+def saved_and_restored() -> tuple[float, float]:
+    """The mean over processes of an epoch that went on, and of one that was stopped and resumed in its middle."""
+    rank = dist.world().rank
+    straight, stopped, resumed = Meter(), Meter(), Meter()
+    for value in (1.0, 2.0 + 3 * rank):
+        straight.add(value)
+        stopped.add(value)
+    resumed.load_state_dict(dist.broadcast(stopped.state_dict()))  # a checkpoint holds the main process's
+    for meter in (straight, resumed):
+        meter.add(4.0 + rank)
+    return dist.mean({"loss": straight.mean})["loss"], dist.mean({"loss": resumed.mean})["loss"]
+
+
+@pytest.mark.dist
+def test_a_meter_that_was_saved_by_one_process_goes_on_as_the_mean_of_all(two: Team) -> None:
+    for straight, resumed in two(saved_and_restored):
+        assert straight == resumed == pytest.approx(3.0)
 
 
 def test_a_meter_keeps_the_value_that_it_was_given() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoTokenizer
 
-from core import config
+from core import config, dist
 from core.dist import World
 from projects.lego import conversations, train_vlm
 from projects.lego.config import VlmConfig
@@ -22,6 +23,7 @@ from projects.lego.conversations import Bucketed, waste
 from projects.lego.model import vlm_files
 from projects.lego.model.vlm import Vlm
 from projects.lego.prompts import IGNORED
+from tests.dist.pool import Team
 from tests.lego.test_vlm import TEXT, VISION
 from tests.support import GOLDEN
 
@@ -106,19 +108,46 @@ def test_a_stopped_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, monkeypat
     assert rows(tmp_path / "whole", "train/loss") == rows(stopped, "train/loss")
 
 
-def train_here(data: str, out: str, *more: str) -> list[float]:
-    train_vlm.main(arguments(Path(data), Path(out), "tokens=all", "strategy=ddp", *more))
-    return rows(Path(out), "train/loss_epoch")
+def train_here(data: str, out: str, *more: str) -> dict[str, list[float]]:
+    """In this process of a pool, which a run must not leave."""
+    with mock.patch.object(dist, "shutdown"):
+        train_vlm.main(arguments(Path(data), Path(out), "tokens=all", "curation.held_out=0.3", *more))
+    return {name: rows(Path(out), name) for name in ("train/loss_epoch", "val/loss", "grad_norm")}
+
+
+def stop_here(data: str, out: str, *more: str) -> None:
+    """The same, stopped after three steps."""
+
+    def stop(job: object, count: int | None = None) -> bool:
+        return count == 3
+
+    with mock.patch("core.run.Run.stopping", stop):
+        train_here(data, out, *more)
 
 
 @pytest.mark.dist
-def test_two_processes_equal_one(two, data: Path, tmp_path: Path) -> None:
-    alone = train_here(str(data), str(tmp_path / "one"))
-    found = two(train_here, str(data), str(tmp_path / "two"), "loader.batch_size=2")
-    assert found[0] == pytest.approx(alone, rel=1e-5)
+@pytest.mark.parametrize(("strategy", "how"), [("ddp", "all"), ("fsdp", "all"), ("ddp", "lora"), ("fsdp", "lora")])
+def test_two_processes_equal_one(two: Team, data: Path, tmp_path: Path, strategy: str, how: str) -> None:
+    """Validation included, whose batches the processes have unequally many of; and the published folder."""
+    more = [f"model.train={how}", "model.rank=2", "model.alpha=4"]
+    alone = train_here(str(data), str(tmp_path / "one"), *more)
+    own = [*more, f"strategy={strategy}", "loader.batch_size=2"]
+    found = two(train_here, str(data), str(tmp_path / "two"), *own)
+    assert found[0]["train/loss_epoch"][0] > found[0]["train/loss_epoch"][1]
+    for name, values in alone.items():
+        assert found[0][name] == pytest.approx(values, rel=2e-5), name
     one, both = (vlm_files.open_vlm(tmp_path / name / "vlm")[0].state_dict() for name in ("one", "two"))
     for name, value in one.items():
         assert torch.allclose(value, both[name], atol=2e-5), name
+    if strategy == "fsdp":
+        two(stop_here, str(data), str(tmp_path / "stopped"), *own)
+        assert not (tmp_path / "stopped" / "vlm").exists()
+        again = two(train_here, str(data), str(tmp_path / "stopped"), *own)
+        for name, values in found[0].items():
+            assert again[0][name] == pytest.approx(values, rel=1e-12), name
+        resumed, _ = vlm_files.open_vlm(tmp_path / "stopped" / "vlm")
+        for name, value in resumed.state_dict().items():
+            assert torch.equal(value, both[name]), name
 
 
 def test_the_warm_up_is_logarithmic() -> None:
