@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from core.config import Section
 from core.data import LoaderConfig
@@ -261,7 +261,17 @@ class PredictConfig(Section):
 
     input: Path = Field(Path("video.mp4"), description="a video, or a folder of videos")
     hop_s: float = Field(1.0, gt=0, description="seconds between two answers")
+    tau_a: tuple[float, ...] = Field(
+        (), description="further anticipation times to answer for; the model's own is data.tau_a, later ones decode on"
+    )
     topk: int = Field(5, ge=1, description="actions listed per answer")
+
+    @field_validator("tau_a")
+    @classmethod
+    def _lie_ahead(cls, times_s: tuple[float, ...]) -> tuple[float, ...]:
+        if any(time_s <= 0 for time_s in times_s):
+            raise ValueError(f"tau_a {list(times_s)} should be seconds above 0")
+        return times_s
 
 
 class Config(Section):

@@ -3,20 +3,25 @@
     python -m projects.sgear.predict runs/sgear/ek100_SGEAR_vit/config.yaml predict.input=my.mp4 [ckpt=FILE]
 
 writes predictions.json and predict.html, in which the player and the time line move together. An answer at time t has
-seen nothing from t on, and is about an action that starts `data.tau_a` seconds later. A model on features answers for
-the videos of its database: `predict.input` is then a video whose name is there, or just that name.
+seen nothing from t on, and is about an action that starts `data.tau_a` seconds later; `predict.tau_a=[0.5,2,3]` asks
+for other times as well: later ones by decoding further steps, nearer ones from what was seen earlier. Every frame is
+decoded and encoded once. A model on features answers for the videos of its database: `predict.input` is then a video
+whose name is there, or just that name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejson
 import torch
-from torch import nn
+from torch import Tensor
 
 from core import config, run, video
 from core.checkpoint import write_atomic
@@ -24,15 +29,20 @@ from core.data import Loader, SampleError
 from core.run import Run
 from core.step import autocast
 from projects.sgear import clips, data, frames, layout, report, weights
-from projects.sgear.clips import Rule
+from projects.sgear.clips import Choice, Rule
 from projects.sgear.config import Config, DataConfig
 from projects.sgear.features import Features
+from projects.sgear.model import Sgear
 
 CURVES = 8  # actions whose share is drawn over time
+EXACT_S = 1e-6  # anticipation times nearer than this to a whole step are one
+
+Steps = tuple[Tensor, Tensor]
+"""Step features (1,T,D) of a window, and those that choose its prototypes."""
 
 
 class Moments:
-    """The clips that end at every `hop_s` of one video. Samples: id (the moment), `video` or `features` as in training.
+    """When a video is asked about, and what may be seen then.
 
     Raises: VideoError for a video that cannot be read; ValueError for one that is not in the feature database.
     """
@@ -43,29 +53,144 @@ class Moments:
         self.tau_o = cfg.tau_o_eval or cfg.tau_o
         self.features = Features(layout.resolve(cfg).features) if cfg.source == "features" else None
         if self.features is not None:
-            self.duration_s = self.features.length(path.stem) / clips.FEATURE_FPS
+            self.fps = clips.FEATURE_FPS
+            self.duration_s = self.features.length(path.stem) / self.fps
         else:
             self.clock = frames.clock(path, cfg.fps)
-            self.duration_s = float(self.clock.times_s[-1]) + 1 / self.clock.fps
+            self.fps = self.clock.fps
+            self.duration_s = float(self.clock.times_s[-1]) + 1 / self.fps
         count = int((self.duration_s + 1e-6) / hop_s)
         self.times_s = [hop_s * (k + 1) for k in range(count)] or [self.duration_s]
 
-    def __len__(self) -> int:
-        return len(self.times_s)
-
-    def sample(self, index: int, rng: Any) -> dict[str, Any]:
-        """What can be seen until then."""
-        end_s = self.times_s[index]
+    def choose(self, end_s: float) -> Choice:
+        """The frames, or features, of the clip that ends there. Raises: ValueError when there is none."""
+        where = clips.span(end_s - self.tau_o, end_s, self.fps, self.rule, random.Random(0))
         if self.features is not None:
-            where = clips.span(end_s - self.tau_o, end_s, clips.FEATURE_FPS, self.rule, rng)
-            choice = clips.feature_frames(where, self.rule)
-            return {"id": f"{index:06d}", "features": self.features.read(self.path.stem, choice.numbers, choice.among)}
-        where = clips.span(end_s - self.tau_o, end_s, self.clock.fps, self.rule, rng)
+            return (clips.rulstm_frames if self.cfg.exact_rulstm else clips.feature_frames)(where, self.rule)
+        return clips.video_frames(self.clock.times_s, where, self.rule)
+
+
+class Question(NamedTuple):
+    """What starts `tau_a` seconds after a moment? Answered from a clip that ends at `end_s`, `steps` steps onwards."""
+
+    moment: int
+    tau_a: float
+    end_s: float
+    steps: int
+
+
+def questions(moments: Moments, tau_a: Sequence[float]) -> list[Question]:
+    """All questions about a video, in the order in which their clips end, none later than its moment.
+
+    The model answers `data.tau_a` ahead, and one step (1 / data.rate) more with each that it decodes. A time between is
+    answered from a clip that ends earlier.
+    """
+    own_s = max(moments.cfg.tau_a, 0.0)
+    step_s = 1 / (moments.cfg.rate or moments.fps)
+    found = []
+    for ahead_s in tau_a:
+        steps = max(0, math.ceil((ahead_s - own_s) / step_s - EXACT_S))
+        back_s = own_s + steps * step_s - ahead_s
+        back_s = back_s if back_s > EXACT_S else 0.0
+        found += [Question(k, ahead_s, time_s - back_s, steps) for k, time_s in enumerate(moments.times_s)]
+    return sorted(found, key=lambda question: (question.end_s, question.steps))
+
+
+# ------------------------------------------------------------------------------------------- what the network is shown
+
+
+class FeatureWindows:
+    """The step features of clips of stored features."""
+
+    def __init__(self, net: Sgear, moments: Moments, device: torch.device) -> None:
+        assert moments.features is not None
+        self.net, self.features, self.video, self.device = net, moments.features, moments.path.stem, device
+
+    def at(self, choice: Choice) -> list[Steps]:
+        """One view. Raises: SampleError when the clip has no feature."""
+        vectors = self.features.read(self.video, choice.numbers, choice.among)
+        return [self.net.standardize(vectors[None].to(self.device))]
+
+
+class FrameWindows:
+    """The step features of clips of frames, each of which is decoded, and goes through the ViT, once.
+
+    The clips are asked for one after the other, as in `choices`, in the order of their ends. Tokens that none of the
+    clips to come needs are forgotten: memory does not grow with the video.
+    """
+
+    def __init__(self, net: Sgear, path: Path, choices: Sequence[Choice], cfg: Config, device: torch.device) -> None:
+        self.net, self.path = net, path
+        firsts = [choice.numbers[0] for choice in reversed(choices)]
+        self.needed_from = list(itertools.accumulate(firsts, min))  # by this and all later clips; the next one is last
+        numbers = sorted({number for choice in choices for number in choice.numbers})
+        self.whole = cfg.model.kind == "sgear" and hasattr(net, "TCA")
+        loader = Loader(
+            Stretches(path, numbers, cfg.data.frames),
+            cfg.loader.model_copy(update={"batch_size": 1}),
+            train=False,
+            device=device,
+            transform=data.transform(cfg, crops=cfg.eval.crops, flips=cfg.eval.flips),
+        )
+        self.loader, self.stretches = loader, iter(loader)
+        self.tokens: dict[int, Tensor] = {}
+        self.reached = -1
+
+    def at(self, choice: Choice) -> list[Steps]:
+        """One for each view of the frames. Raises: SampleError when one of them could not be read."""
+        while self.reached < choice.numbers[-1] and (batch := next(self.stretches, None)) is not None:
+            self._encode(batch)
+        first = self.needed_from.pop()
+        for number in [number for number in self.tokens if number < first]:
+            del self.tokens[number]
+        missing = [number for number in choice.numbers if number not in self.tokens]
+        if missing:
+            reason = next(iter(self.loader.bad.values()), "it cannot be decoded")
+            raise SampleError(self.path, f"frame {missing[0]} is missing: {reason}")
+        window = torch.cat([self.tokens[number] for number in choice.numbers], dim=1)
+        return [self.net.contextualize(view) for view in window.split(1)]
+
+    def _encode(self, batch: dict[str, Any]) -> None:
+        tokens = self.net.backbone(batch["video"].flatten(0, -5))  # from (1,[views,]3,n,H,W)
+        if not self.whole:
+            tokens = tokens[:, :, :1]
+        numbers = batch["numbers"][0].tolist()
+        self.tokens.update({number: tokens[:, k : k + 1].clone() for k, number in enumerate(numbers)})
+        self.reached = numbers[-1]
+
+
+class Stretches:
+    """Some frames of a video, `length` at a time. Samples: id, `numbers` int64 (n,), `video` uint8 (n,H,W,3)."""
+
+    def __init__(self, path: Path, numbers: Sequence[int], length: int) -> None:
+        self.path = path
+        self.parts = [list(numbers[k : k + length]) for k in range(0, len(numbers), length)]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
+        """A stretch; where it is damaged, those of its frames that can be read."""
+        numbers = self.parts[index]
         try:
-            choice = clips.video_frames(self.clock.times_s, where, self.rule)
-        except ValueError as error:
-            raise SampleError(self.path, str(error)) from error
-        return {"id": f"{index:06d}", "video": frames.read(self.path, choice.numbers)}
+            pixels = frames.read(self.path, numbers)
+        except (video.VideoError, SampleError) as error:
+            numbers, pixels = self._readable(numbers, error)
+        return {"id": f"{index:06d}", "numbers": torch.tensor(numbers), "video": pixels}
+
+    def _readable(self, numbers: Sequence[int], error: Exception) -> tuple[list[int], Tensor]:
+        found = {}
+        for number in numbers:
+            try:
+                found[number] = frames.read(self.path, [number])[0]
+            except (video.VideoError, SampleError):
+                continue
+        if not found:
+            raise error
+        return list(found), torch.stack(list(found.values()))
+
+
+# --------------------------------------------------------------------------------------------------------- the command
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -100,45 +225,87 @@ def find(path: Path, cfg: DataConfig) -> list[Path]:
     return found
 
 
-@torch.inference_mode()
-def predict(net: nn.Module, names: Sequence[str], path: Path, cfg: Config, job: Run) -> dict[str, Any]:
+def predict(net: Sgear, names: Sequence[str], path: Path, cfg: Config, job: Run) -> dict[str, Any]:
     """The likeliest next actions at every moment of a video; damaged moments are left out.
 
-    Raises: VideoError when nothing can be read.
+    Raises: VideoError, SampleError when nothing can be read.
     """
     moments = Moments(path, cfg.data, cfg.predict.hop_s)
-    loader = Loader(
-        moments, cfg.loader.model_copy(update={"batch_size": cfg.eval.batch_size}), train=False, device=job.device,
-        transform=data.transform(cfg, crops=cfg.eval.crops, flips=cfg.eval.flips),
-    )  # fmt: skip
-    numbers: list[int] = []
-    parts: list[np.ndarray] = []
-    for batch in loader:
-        numbers += map(int, batch["id"])
-        with autocast(cfg.precision, job.device):
-            outputs = net(batch["video"] if "video" in batch else batch["features"])
-        parts.append(outputs.logits["action"].float().cpu().numpy())
-    if not parts:
-        raise video.VideoError(path, next(iter(loader.bad.values())))
-    logits = np.concatenate(parts)
-    shares = torch.from_numpy(logits).double().softmax(1).numpy().round(6)
-    ahead_s = max(cfg.data.tau_a, 0.0)
+    own_s = max(cfg.data.tau_a, 0.0)
+    others = [tau_a for tau_a in cfg.predict.tau_a if tau_a != own_s]
+    rows: dict[tuple[int, float], np.ndarray] = {}
+    for question, logits in answered(net, moments, questions(moments, [own_s, *others]), cfg, job):
+        rows[question.moment, question.tau_a] = logits
+    numbers = sorted(moment for moment, tau_a in rows if tau_a == own_s)
+    if not numbers:
+        raise SampleError(path, "no moment could be answered")
+    shares = torch.from_numpy(np.stack([rows[k, own_s] for k in numbers])).double().softmax(1).numpy().round(6)
     strongest = np.argsort(-shares.max(0), kind="stable")[:CURVES]
+
+    def told(number: int, tau_a: float) -> dict[str, Any]:
+        top = report.best_of(rows[number, tau_a], names, cfg.predict.topk)
+        return {"starts_s": moments.times_s[number] + tau_a, "top": top}
+
     return {
         "video": str(path),
         "duration_s": moments.duration_s,
-        "tau_a": ahead_s,
+        "tau_a": own_s,
         "hop_s": cfg.predict.hop_s,
         "curves": {names[k]: shares[:, k].tolist() for k in strongest},
         "moments": [
             {
                 "time_s": moments.times_s[number],
-                "starts_s": moments.times_s[number] + ahead_s,
-                "top": report.best_of(row, names, cfg.predict.topk),
+                **told(number, own_s),
+                "further": [{"tau_a": t, **told(number, t)} for t in others if (number, t) in rows],
             }
-            for number, row in zip(numbers, logits, strict=True)
+            for number in numbers
         ],
     }
+
+
+@torch.inference_mode()
+def answered(
+    net: Sgear, moments: Moments, asked: Sequence[Question], cfg: Config, job: Run
+) -> Iterator[tuple[Question, np.ndarray]]:
+    """The questions that can be answered, with the scores (K,) of all actions.
+
+    Raises: VideoError, SampleError when none can.
+    """
+    choices: list[tuple[Question, Choice]] = []
+    for question in asked:
+        try:
+            choices.append((question, moments.choose(question.end_s)))
+        except ValueError:  # nothing was to be seen so early
+            continue
+    if not choices:
+        raise SampleError(moments.path, "has no frame that can be seen at any of the moments")
+    windows: FeatureWindows | FrameWindows
+    if moments.features is not None:
+        windows = FeatureWindows(net, moments, job.device)
+    else:
+        windows = FrameWindows(net, moments.path, [choice for _, choice in choices], cfg, job.device)
+    lost, count = "", 0
+    for question, choice in choices:
+        with autocast(cfg.precision, job.device):
+            try:
+                views = windows.at(choice)
+            except SampleError as error:
+                lost = lost or str(error)
+                continue
+            scores = [_scores(net, view, question.steps) for view in views]
+        count += 1
+        yield question, torch.stack(scores).mean(0).cpu().numpy()
+    if not count:
+        raise SampleError(moments.path, lost)
+    if lost:
+        job.log.warning(f"{len(choices) - count} of {len(choices)} moments left out: {lost}")
+
+
+def _scores(net: Sgear, view: Steps, steps: int) -> Tensor:
+    """Scores (K,) of the action `steps` steps after the one that the model answers for."""
+    if not steps:
+        return net.anticipate(*view).logits["action"][0].float()
+    return net.ahead(*view, steps + 1)[0, -1].float()
 
 
 if __name__ == "__main__":

@@ -181,6 +181,10 @@ def write_predictions(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
         hop_s, ahead = answer["hop_s"], f"{answer['tau_a']:g} s ahead"
         tracks: list[Any] = [
             SegmentTrack(f"expected {ahead}, at the time it is said", expected(moments, hop_s)),
+            *(
+                SegmentTrack(f"expected {tau_a:g} s ahead", expected(said, hop_s))
+                for tau_a, said in _further(moments).items()
+            ),
             CurveTrack("shares", [moment["time_s"] for moment in moments], answer["curves"]),
         ]
         file = Path(answer["video"])
@@ -198,6 +202,15 @@ def write_predictions(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
         ]
         page.table(f"Answers for {file.name}", rows)
     page.save(path)
+
+
+def _further(moments: Sequence[Mapping[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    """The answers for other anticipation times, by time, each with the moment at which it is said."""
+    found: dict[float, list[dict[str, Any]]] = {}
+    for moment in moments:
+        for answer in moment.get("further", ()):
+            found.setdefault(answer["tau_a"], []).append({"time_s": moment["time_s"], **answer})
+    return found
 
 
 def expected(moments: Sequence[Mapping[str, Any]], hop_s: float) -> list[Segment]:

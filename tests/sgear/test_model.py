@@ -295,8 +295,13 @@ def test_a_stream_answers_as_the_network_does_for_each_window(options: list[str]
         expected = flat(net(torch.stack(window, 2 if input == "video" else 1)))
         for name, value in flat(stream.add(step)).items():
             torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=f"{number}: {name}")
+        ahead = stream.ahead(3)
+        torch.testing.assert_close(ahead[:, 0], expected["logits/action"], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(stream.ahead(2), ahead[:, :2])
     assert stream.count == 8
     stream.reset()
+    with pytest.raises(ValueError, match="nothing to look ahead from"):
+        stream.ahead(1)
     torch.testing.assert_close(stream.add(steps[0]).z, net(torch.stack([steps[0]] * 4, 2 if input == "video" else 1)).z)
 
 

@@ -200,14 +200,9 @@ class Sgear(nn.Module):
 
         past_wanted = self.teach_past or not self.training
         similarities_past = None
-        if cfg.prototype_attention:
-            similarities_past = cosines(seen, directions if both else fixed) if past_wanted else None
-            language = cfg.prototypes.values == "language"
-            values = self.subset(self.lang_prototypes) if language else prototypes.detach()
-            tokens, _ = nearest(seen, fixed, values, per=cfg.nearest, compat=cfg.compat)
-            share = self.alpha.sigmoid()
-            observed = share * observed + (1 - share) * self.ProtAttn(tokens.to(observed.dtype), observed)
-        past, z, error = self._decode(observed)
+        if cfg.prototype_attention and past_wanted:
+            similarities_past = cosines(seen, directions if both else fixed)
+        past, z, error = self._decode(self._mix(observed, seen, fixed))
 
         similarities = cosines(z if both else z.detach(), directions)
         leaning = prototypes.detach() if frames_in else prototypes
@@ -218,6 +213,34 @@ class Sgear(nn.Module):
             similarities_past = near if similarities_past is None else similarities_past
             blended = self._blend(past, near, leaning) if cfg.classify_past else past
         return self.answer(z, future, past, blended, error, similarities, similarities_past)
+
+    def ahead(self, observed: Tensor, seen: Tensor, steps: int) -> Tensor:
+        """Scores (B,steps,K) of the actions at the next `steps` steps, as far apart as the observed ones.
+
+        Each decoded step is the input of the next; the first is what `anticipate` answers where the decoder predicts
+        one step (`decoder.output_len` 1). Arguments as there.
+        """
+        if self.cfg.kind == "sgear":
+            prototypes = self.subset(self.vis_prototypes)
+            directions = unit(prototypes)
+            observed = self._mix(observed, seen, directions)
+        z = self.future_predictor(observed, steps).steps[:, -steps:]
+        if self.cfg.kind == "sgear":
+            z = self._blend(z, cosines(z, directions), prototypes)
+        scores: Tensor = self.classifiers["action"](self.dropout(z))
+        return scores
+
+    def _mix(self, observed: Tensor, seen: Tensor, directions: Tensor) -> Tensor:
+        """Step features (B,T,D) with the prototypes nearest to the clip mixed in, where the model does so."""
+        cfg = self.cfg
+        if not cfg.prototype_attention:
+            return observed
+        language = cfg.prototypes.values == "language"
+        values = self.subset(self.lang_prototypes if language else self.vis_prototypes.detach())
+        tokens, _ = nearest(seen, directions, values, per=cfg.nearest, compat=cfg.compat)
+        share = self.alpha.sigmoid()
+        mixed: Tensor = share * observed + (1 - share) * self.ProtAttn(tokens.to(observed.dtype), observed)
+        return mixed
 
     def _decode(self, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Past (B,T,D), predicted feature (B,D), squared errors (B,T-1,D)."""

@@ -37,6 +37,7 @@ class Stream:
         self.cache: Cache | None = None
         self.count = 0
         """Steps seen so far."""
+        self._window: tuple[Tensor, Tensor] | None = None
 
     @torch.inference_mode()
     def add(self, x: Tensor) -> Outputs:
@@ -56,10 +57,20 @@ class Stream:
         self.steps.append(step)
         missing = self.net.frames - len(self.steps)
         window = torch.cat([self.steps[0]] * missing + list(self.steps), dim=1)
-        observed, seen = self.net.contextualize(window) if video else self.net.standardize(window)
-        return self.net.anticipate(observed, seen)
+        self._window = self.net.contextualize(window) if video else self.net.standardize(window)
+        return self.net.anticipate(*self._window)
+
+    @torch.inference_mode()
+    def ahead(self, steps: int) -> Tensor:
+        """Scores (B,steps,K) of the actions at the next `steps` steps after what was added; see `Sgear.ahead`.
+
+        Raises: ValueError before the first step, and with `grow`.
+        """
+        if self._window is None:
+            raise ValueError("nothing to look ahead from: add a step first (a stream with `grow` only answers for one)")
+        return self.net.ahead(*self._window, steps)
 
     def reset(self) -> None:
         """Forget everything: another video begins."""
         self.steps.clear()
-        self.cache, self.count = None, 0
+        self.cache, self.count, self._window = None, 0, None
