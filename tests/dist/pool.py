@@ -106,7 +106,7 @@ def _serve(pipe: Connection, rank: int) -> None:
         except EOFError:
             return
         try:
-            if port != joined:
+            if port != joined or dist.world().size != size:  # another world, or a whole run left it at its end
                 dist.shutdown()
                 os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
                 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -357,6 +357,23 @@ def wrapped_kinds() -> dict[str, Any]:
     }
 
 
+def values_of_an_empty_net() -> dict[str, torch.Tensor]:
+    net = Net(5) if dist.is_main() else Net(0).to("meta")
+    net.seen.add_(3)
+    state: dict[str, torch.Tensor] = dist.full_state(dist.wrap(net, "fsdp", blocks=(Block,)))["model"]
+    return state
+
+
+def test_other_processes_may_begin_empty(two: Team) -> None:
+    """A model too large for each to hold: the main process's values come block by block."""
+    expected = Net(5)
+    expected.seen.add_(3)
+    for state in two(values_of_an_empty_net):
+        assert state.keys() == expected.state_dict().keys()
+        for name, value in expected.state_dict().items():
+            assert torch.equal(state[name], value), name
+
+
 def test_wrapping(two: Team) -> None:
     net = Net(0)
     net(torch.ones(2, 5)).sum().backward()
@@ -446,3 +463,13 @@ def test_joining_alone_is_an_error_that_says_where(tmp_path: Path) -> None:
     last = ended.stderr.strip().splitlines()[-1]
     assert "process 1 of 2 could not join the others at 127.0.0.1:15007" in last
     assert "srun" in last
+
+
+def _world_size() -> int:
+    return dist.world().size
+
+
+def test_a_call_that_leaves_the_world_does_not_leave_the_next_one_alone(two: Team) -> None:
+    """Whole runs leave at their end; the comparisons of later tests would otherwise be between single processes."""
+    two(dist.shutdown)
+    assert two(_world_size) == [2, 2]
