@@ -274,6 +274,16 @@ class PredictConfig(Section):
         return times_s
 
 
+class ExtractConfig(Section):
+    """How features are made of videos."""
+
+    input: Path | None = Field(None, description="a video, or a folder of videos; none: all videos of the dataset")
+    out: Path = Field(Path("features"), description="the feature database to make, a folder")
+    every: int = Field(
+        1, ge=1, le=10, description="of the 30 features a second; the reader takes the one before for a missing one"
+    )
+
+
 class Config(Section):
     """S-GEAR: semantically guided action anticipation."""
 
@@ -290,6 +300,7 @@ class Config(Section):
     compile: bool = Field(False, description="torch.compile the network")
     eval: EvalConfig = EvalConfig()
     predict: PredictConfig = PredictConfig()
+    extract: ExtractConfig = ExtractConfig()
     test_only: bool = Field(False, description="train: evaluate `ckpt`, or the best weights of run.out, and end")
     ckpt: str = Field("", description="weights to evaluate or predict with; empty: the best of run.out")
 

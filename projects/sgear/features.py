@@ -182,6 +182,42 @@ def write(path: str | Path, vectors: Iterable[tuple[str, int, Any]], *, batch: i
     return count
 
 
+class Growing:
+    """A database that grows by whole videos and survives being stopped: until `finish` it lies beside its place.
+
+    Raises: ValueError when `path` is there already.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.exists():
+            raise ValueError(f"{self.path} is there already; remove it, or write elsewhere")
+        self.beside = self.path.with_name(f"{self.path.name}.part")
+        self.beside.mkdir(parents=True, exist_ok=True)
+        self.environment = lmdb.open(str(self.beside), map_size=FIRST_MAP)
+
+    def has(self, video: str, number: int) -> bool:
+        """Whether the video was added, `number` being its last feature."""
+        with self.environment.begin() as transaction:
+            return transaction.get(key(video, number)) is not None
+
+    def add(self, video: str, numbers: Sequence[int], vectors: np.ndarray[Any, Any]) -> None:
+        """Features (N,C) of a video under their numbers, all or none of them."""
+        values = np.ascontiguousarray(vectors, dtype="<f4")
+        rows = [(key(video, number), value.tobytes()) for number, value in zip(numbers, values, strict=True)]
+        _put(self.environment, rows)
+
+    def close(self) -> None:
+        """Stop for now: the next one on the same path goes on from here."""
+        self.environment.close()
+
+    def finish(self) -> None:
+        """Put the database in its place."""
+        self.environment.close()
+        (self.beside / "lock.mdb").unlink(missing_ok=True)
+        self.beside.rename(self.path)
+
+
 def _put(environment: lmdb.Environment, rows: list[tuple[bytes, bytes]]) -> None:
     while True:
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -87,6 +88,37 @@ def read(path: Path, numbers: Sequence[int]) -> Tensor:
     if path.suffix == ".tar":
         return _tars.get(path).read(numbers)
     return video.read(path, numbers)
+
+
+class Stretches:
+    """Some frames of a video, `length` at a time. Samples: id, `numbers` int64 (n,), `video` uint8 (n,H,W,3)."""
+
+    def __init__(self, path: Path, numbers: Sequence[int], length: int) -> None:
+        self.path = path
+        self.parts = [list(numbers[k : k + length]) for k in range(0, len(numbers), length)]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
+        """A stretch; where it is damaged, those of its frames that can be read."""
+        numbers = self.parts[index]
+        try:
+            pixels = read(self.path, numbers)
+        except (video.VideoError, SampleError) as error:
+            numbers, pixels = self._readable(numbers, error)
+        return {"id": f"{index:06d}", "numbers": torch.tensor(numbers), "video": pixels}
+
+    def _readable(self, numbers: Sequence[int], error: Exception) -> tuple[list[int], Tensor]:
+        found = {}
+        for number in numbers:
+            try:
+                found[number] = read(self.path, [number])[0]
+            except (video.VideoError, SampleError):
+                continue
+        if not found:
+            raise error
+        return list(found), torch.stack(list(found.values()))
 
 
 class TarFrames:

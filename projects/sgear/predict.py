@@ -126,7 +126,7 @@ class FrameWindows:
         numbers = sorted({number for choice in choices for number in choice.numbers})
         self.whole = cfg.model.kind == "sgear" and hasattr(net, "TCA")
         loader = Loader(
-            Stretches(path, numbers, cfg.data.frames),
+            frames.Stretches(path, numbers, cfg.data.frames),
             cfg.loader.model_copy(update={"batch_size": 1}),
             train=False,
             device=device,
@@ -157,37 +157,6 @@ class FrameWindows:
         numbers = batch["numbers"][0].tolist()
         self.tokens.update({number: tokens[:, k : k + 1].clone() for k, number in enumerate(numbers)})
         self.reached = numbers[-1]
-
-
-class Stretches:
-    """Some frames of a video, `length` at a time. Samples: id, `numbers` int64 (n,), `video` uint8 (n,H,W,3)."""
-
-    def __init__(self, path: Path, numbers: Sequence[int], length: int) -> None:
-        self.path = path
-        self.parts = [list(numbers[k : k + length]) for k in range(0, len(numbers), length)]
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
-        """A stretch; where it is damaged, those of its frames that can be read."""
-        numbers = self.parts[index]
-        try:
-            pixels = frames.read(self.path, numbers)
-        except (video.VideoError, SampleError) as error:
-            numbers, pixels = self._readable(numbers, error)
-        return {"id": f"{index:06d}", "numbers": torch.tensor(numbers), "video": pixels}
-
-    def _readable(self, numbers: Sequence[int], error: Exception) -> tuple[list[int], Tensor]:
-        found = {}
-        for number in numbers:
-            try:
-                found[number] = frames.read(self.path, [number])[0]
-            except (video.VideoError, SampleError):
-                continue
-        if not found:
-            raise error
-        return list(found), torch.stack(list(found.values()))
 
 
 # --------------------------------------------------------------------------------------------------------- the command

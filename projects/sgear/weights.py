@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -184,11 +185,15 @@ def answering(cfg: Config, job: Run) -> tuple[Sgear, tuple[str, ...]]:
 
 def _source(cfg: Config, job: Run) -> str:
     """The file that answers. Raises: ValueError when there is none."""
-    folder = job.out / "checkpoints"
-    own = [path for path in (folder / "best.safetensors", folder / "last.safetensors") if path.exists()]
-    if not cfg.ckpt and not own:
-        raise ValueError(f"{folder} holds no weights; train first (run.out={job.out}), or name a file with ckpt=FILE")
-    return cfg.ckpt or str(own[0])
+    found = own(job.out)
+    if not cfg.ckpt and not found:
+        raise ValueError(f"{job.out} holds no weights; train first (run.out={job.out}), or name a file with ckpt=FILE")
+    return cfg.ckpt or str(found[0])
+
+
+def own(out: Path) -> list[Path]:
+    """The weights in a run directory, the best first."""
+    return [path for name in ("best", "last") if (path := out / "checkpoints" / f"{name}.safetensors").exists()]
 
 
 def _compare(told: Mapping[str, Any], cfg: Config, source: str, job: Run) -> None:
