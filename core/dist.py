@@ -323,7 +323,9 @@ def wrap(
     """The model spread over all processes, equal to the main process's; alone, the model itself.
 
     `ddp` copies it to each process. `fsdp` shards parameters, gradients and optimizer state, gathering the modules of
-    the classes in `blocks` one by one; it changes the model in place and must come before the optimizer is built.
+    the classes in `blocks` one by one; it changes the model in place and must come before the optimizer is built. The
+    model may still be on the CPU then, from where each block goes to the device just before it is sharded, and on all
+    but the main process it may be empty (on the meta device): no process has to hold more than it can.
     `sync_bn` lets batch normalization see the whole global batch (CUDA only). Call `no_sync` around each forward.
 
     Raises: ValueError for an unknown strategy, or a model that is not on this process's device.
@@ -334,7 +336,7 @@ def wrap(
         return model
     device = _world.device
     away = sorted({str(p.device) for p in model.parameters()} - {str(device)})
-    if away:
+    if away and strategy == "ddp":
         raise ValueError(f"the model has parameters on {', '.join(away)}, this process works on {device}; "
                          f"call model.to({str(device)!r}) first")  # fmt: skip
     if sync_bn and device.type == "cuda":
@@ -355,13 +357,26 @@ def _shard(model: nn.Module, blocks: tuple[type[nn.Module], ...]) -> nn.Module:
     found = [module for module in model.modules() if module is not model and blocks and isinstance(module, blocks)]
     if blocks and not found:
         raise ValueError(f"the model has no module of the classes {', '.join(c.__name__ for c in blocks)} in blocks")
-    for tensor in chain((p.detach() for p in model.parameters()), model.buffers()):
-        dist.broadcast(tensor, src=0)  # DDP does this by itself, FSDP trusts that all processes built the same
     mesh = init_device_mesh(_world.device.type, (_world.size,))
-    for module in found:
+    for module in (*found, model):
+        _settle(module)
         fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
     return model
+
+
+def _settle(module: nn.Module) -> None:
+    """What of a module is not sharded yet: onto our device, with the main process's values.
+
+    DDP sends values by itself, FSDP trusts that all processes built the same.
+    """
+    for part in module.modules():
+        values = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+        if any(value.is_meta for value in values):
+            part.to_empty(device=_world.device, recurse=False)
+    module.to(_world.device)
+    for tensor in chain((p.detach() for p in module.parameters()), module.buffers()):
+        if not hasattr(tensor, "full_tensor"):  # a shard, which all agree on already
+            dist.broadcast(tensor, src=0)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

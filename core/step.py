@@ -64,7 +64,11 @@ class TrainStep:
         self.total = cfg.epochs * self.steps_per_epoch
         self.count = 0
         self.averaged = 0  # updates of the moving average
-        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._sharded = (
+            strategy == "fsdp" and dist.world().size > 1
+        )  # such a model goes to the device when it is wrapped
+        first = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.device = dist.world().device if self._sharded else first
         self.precision = resolve_precision(precision, self.device)
         self._factor = factor
         self._batch = 0  # micro-batches done in this epoch
@@ -83,7 +87,6 @@ class TrainStep:
             self.average.requires_grad_(False)
         self.optimizer = optim.build(self.model, cfg, rules)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self._sharded = strategy == "fsdp" and dist.world().size > 1
         self._net = _compiled(wrapped, self.device) if compile else wrapped
 
     @property
