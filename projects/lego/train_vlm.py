@@ -51,10 +51,12 @@ def train(cfg: VlmConfig, job: Run) -> dict[str, float]:
     """The method: cross-entropy of the answers' tokens, given the frame and the question."""
     if not cfg.model.init:
         raise ValueError("model.init is empty: name the folder of LLaVA that learns (docs/data.md)")
-    net, report = open_vlm(cfg.model.init, vision=cfg.model.vision, dtype=torch.float32)
+    sharded = cfg.strategy == "fsdp" and job.world.size > 1  # then one process reads the weights, and sends the shards
+    empty = sharded and not dist.is_main()
+    net, report = open_vlm(cfg.model.init, vision=cfg.model.vision, dtype=torch.float32, empty=empty)
     tokenizer = open_tokenizer(cfg.model.init)
     job.log.info(str(report))
-    freeze(net.to(job.device), cfg.model)
+    freeze(net if sharded else net.to(job.device), cfg.model)
     said, held = conversations.split(conversations.load(cfg.curation, cfg.data), cfg.curation.held_out)
     loader = batches(said, net, tokenizer, cfg, job)
     val_loader = batches(held, net, tokenizer, cfg, job, train=False)

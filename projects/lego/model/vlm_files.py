@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -59,8 +60,10 @@ class VlmReport:
         return ", ".join(parts)
 
 
-def open_vlm(folder: str | Path, *, vision: str | Path = "", dtype: torch.dtype | None = None) -> tuple[Vlm, VlmReport]:
-    """The network of a folder, in eval mode.
+def open_vlm(
+    folder: str | Path, *, vision: str | Path = "", dtype: torch.dtype | None = None, empty: bool = False
+) -> tuple[Vlm, VlmReport]:
+    """The network of a folder, in eval mode; with `empty` its structure alone, on the meta device.
 
     Layouts: LLaVA's own (`model.mm_projector`, `model.layers`), transformers' LLaVA, ours; with an adapter
     (`adapter_config.json`) merged into its base model. LLaVA's own may leave out the image tower: `vision` is then the
@@ -71,11 +74,13 @@ def open_vlm(folder: str | Path, *, vision: str | Path = "", dtype: torch.dtype 
     """
     folder = _folder(folder)
     if (folder / "adapter_config.json").is_file():
-        return _with_adapter(folder, vision, dtype)
+        return _with_adapter(folder, vision, dtype, empty)
     settings, layout = _settings(folder, Path(vision) if vision else None)
     with init_empty_weights(include_buffers=False):
         net = Vlm(**settings)
     report = VlmReport(folder, layout)
+    if empty:
+        return net.to(dtype).eval(), report
     filled: set[str] = set()
     for tensors in _shards(folder):
         filled |= _fill(net, tensors, report, dtype)
@@ -103,8 +108,8 @@ def open_vision(folder: str | Path, *, vision: str | Path = "") -> tuple[Vision,
     report = VlmReport(folder, layout)
     sources = [folder, *([Path(vision)] if vision else [])]
     while (absent := [name for name, value in net.named_parameters() if value.is_meta]) and sources:
-        for tensors in _shards(sources.pop(0)):
-            _fill(net, {n: v for n, v in tensors.items() if re.search("vision|projector", n)}, report, torch.float32)
+        for tensors in _shards(sources.pop(0), "vision|projector"):
+            _fill(net, tensors, report, torch.float32)
     if absent:
         raise ValueError(
             f"{folder}: the image tower or projector lacks {', '.join(absent[:3])}; name CLIP's folder too"
@@ -205,9 +210,15 @@ def _files(folder: Path) -> list[Path]:
     raise ValueError(f"{folder}: no weights there (*.safetensors or pytorch_model*.bin)")
 
 
-def _shards(folder: Path) -> Iterator[dict[str, Tensor]]:
+def _shards(folder: Path, wanted: str = "") -> Iterator[dict[str, Tensor]]:
+    """The tensors of a folder, file by file; with `wanted` only those whose names it finds, and nothing else is read."""
     for path in _files(folder):
-        yield read_weights(path)[0]
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                yield {name: file.get_tensor(name) for name in file.keys() if re.search(wanted, name)}  # noqa: SIM118
+        else:
+            tensors = read_weights(path, mapped=True)[0]
+            yield {name: value for name, value in tensors.items() if re.search(wanted, name)}
 
 
 def _names(folder: Path) -> list[str]:
@@ -267,7 +278,7 @@ def _fill(net: Vlm, tensors: dict[str, Tensor], report: VlmReport, dtype: torch.
     return filled
 
 
-def _with_adapter(folder: Path, vision: str | Path, dtype: torch.dtype | None) -> tuple[Vlm, VlmReport]:
+def _with_adapter(folder: Path, vision: str | Path, dtype: torch.dtype | None, empty: bool) -> tuple[Vlm, VlmReport]:
     """A base model with LLaVA's or peft's LoRA pairs merged: W + B A alpha / r."""
     settings = _json(folder / "adapter_config.json")
     base = Path(settings["base_model_name_or_path"])
@@ -276,8 +287,10 @@ def _with_adapter(folder: Path, vision: str | Path, dtype: torch.dtype | None) -
         raise ValueError(
             f"{folder}: its base model {settings['base_model_name_or_path']} is no folder here; put it at {base}"
         )
-    net, report = open_vlm(base, vision=vision, dtype=dtype)
+    net, report = open_vlm(base, vision=vision, dtype=dtype, empty=empty)
     report.folder = folder
+    if empty:
+        return net, report
     pairs: dict[str, dict[str, Tensor]] = {}
     extra: dict[str, Tensor] = {}
     for tensors in _shards(folder):
