@@ -11,19 +11,15 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from tqdm import tqdm
 
-from core import config, video
+from core import config
 from core.checkpoint import fetch
 from core.findings import Finding, machine, tell
 from core.report import Page
-from core.video.pool import process_pool
+from core.video.facts import Fact, survey
 from projects.lta_memvit import convert, data, model
 from projects.lta_memvit.config import Config
 from projects.lta_memvit.data import Benchmark, listed
@@ -76,49 +72,25 @@ def parts(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
             )
 
 
-class Fact(NamedTuple):
-    """What was found out about one clip; `problem` is empty for a good one."""
-
-    name: str
-    frames: int = 0
-    fps: float = 0.0
-    height: int = 0
-    width: int = 0
-    seconds: float = 0.0
-    problem: str = ""
-
-
-def look(folder: Path, name: str) -> Fact:
-    """Open one clip, then decode its first and last frame."""
-    path = folder / f"{name}.mp4"
-    try:
-        info = video.probe(path)
-        video.read(path, [0, info.frames - 1])
-    except video.VideoError as error:
-        return Fact(name, problem=error.reason)
-    promised = f" of {info.promised}" if info.promised > info.frames else ""
-    problem = f"damaged, {info.frames}{promised} frames can be read" if info.lost else ""
-    return Fact(name, info.frames, info.fps, info.height, info.width, info.duration_s, problem)
-
-
 def clips(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
     """Every clip on disk: can it be read, was it scaled, does it reach to the end of its segments?"""
     actions: dict[str, tuple[Action, ...]] = {}
     for part in benchmark.parts:
         actions |= benchmark.clips(part)
     names = sorted(set(actions) & benchmark.files)
-    facts = list(tqdm(_looks(cfg.data.clips, names, cfg.loader.workers), total=len(names), desc="clips", leave=False))
-    good = {fact.name: fact for fact in facts if fact.frames}
+    paths = [cfg.data.clips / f"{name}.mp4" for name in names]
+    facts = survey(paths, workers=cfg.loader.workers, progress=True)
+    good = {fact.path.stem: fact for fact in facts if fact.frames}
     for fact in facts:
         if fact.problem:
-            yield Finding("error" if not fact.frames else "warning", f"{fact.name}.mp4: {fact.problem}",
+            yield Finding("error" if not fact.frames else "warning", f"{fact.path.name}: {fact.problem}",
                           "copy or scale this clip again")  # fmt: skip
     if not good:
         return
     sizes = Counter(f"{fact.width}x{fact.height} at {fact.fps:.4g} fps" for fact in good.values())
     usual = ", ".join(f"{size} ({count})" for size, count in sizes.most_common(3))
     yield Finding("ok", f"{len(good)} of {len(facts)} clips can be read: {usual}")
-    large = [fact.name for fact in good.values() if min(fact.height, fact.width) > SHORT_SIDE]
+    large = [fact.path.stem for fact in good.values() if min(fact.height, fact.width) > SHORT_SIDE]
     if large:
         yield Finding("warning", f"{len(large)} clips are larger than a short side of {SHORT_SIDE}: {listed(large)}",
                       "scale them once with scripts/resize_clips.sh: reading is several times faster then")  # fmt: skip
@@ -133,13 +105,6 @@ def clips(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
     yield Finding("ok", f"clips by size, what is missing and odd: {cfg.run.out / 'doctor.html'}")
 
 
-def _looks(folder: Path, names: Sequence[str], workers: int) -> Iterator[Fact]:
-    with ExitStack() as stack:
-        several = workers > 1 and len(names) > 1
-        run = partial(stack.enter_context(process_pool(workers)).map, chunksize=8) if several else map
-        yield from run(look, [folder] * len(names), names)
-
-
 def _page(
     facts: Sequence[Fact], good: Mapping[str, Fact], benchmark: Benchmark, cfg: Config, late: Sequence[str]
 ) -> None:
@@ -150,7 +115,7 @@ def _page(
     lengths = sorted(Counter(10 * int(fact.seconds // 10) for fact in good.values()).items())
     page.curves("Length of the clips", {"clips": ([s for s, _ in lengths], [n for _, n in lengths])}, x="s", y="clips")
     rows = [{"clip": name, "what": f"missing in {part}"} for part, names in lost.items() for name in names]
-    rows += [{"clip": fact.name, "what": fact.problem} for fact in facts if fact.problem]
+    rows += [{"clip": fact.path.stem, "what": fact.problem} for fact in facts if fact.problem]
     rows += [{"clip": name, "what": "begins after the end of its clip"} for name in late]
     page.table("Missing, damaged, odd", rows)
     sizes = Counter((fact.width, fact.height, round(fact.fps, 3)) for fact in good.values())

@@ -10,17 +10,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from tqdm import tqdm
 
-from core import config, video
+from core import config
 from core.findings import Finding, machine, tell
 from core.report import Page
+from core.video.facts import survey
 from projects.ucf50_x3d import convert, data, splits
 from projects.ucf50_x3d.config import Config
 from projects.ucf50_x3d.data import Benchmark
@@ -75,48 +72,17 @@ def split(benchmark: Benchmark) -> Iterator[Finding]:
             )
 
 
-class Fact(NamedTuple):
-    """What was found out about one clip; `problem` is empty for a good one."""
-
-    name: str
-    frames: int = 0
-    fps: float = 0.0
-    height: int = 0
-    width: int = 0
-    problem: str = ""
-
-
-def look(root: Path, name: str) -> Fact:
-    """Open one clip without decoding it, then decode its first and last frame."""
-    try:
-        info = video.probe(root / name)
-        video.read(root / name, [0, info.frames - 1])
-    except video.VideoError as error:
-        return Fact(name, problem=error.reason)
-    promised = f" of {info.promised}" if info.promised > info.frames else ""
-    problem = f"damaged, {info.frames}{promised} frames can be read" if info.lost else ""
-    return Fact(name, info.frames, info.fps, info.height, info.width, problem)
-
-
-def _looks(root: Path, names: Sequence[str], workers: int) -> Iterator[Fact]:
-    if workers == 0:
-        yield from (look(root, name) for name in names)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(look, [root] * len(names), names, chunksize=16)
-
-
 def clips(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
     """Every clip of the dataset: can it be read, is it long and large enough?"""
     if benchmark.split is None:
         yield from _epic(benchmark, cfg)
         return
     names = sorted({f"{row.action}/{row.video_name}" for part in splits.SPLITS for row in benchmark.split[part]})
-    facts = list(tqdm(_looks(cfg.data.root, names, cfg.loader.workers), total=len(names), desc="clips", leave=False))
+    facts = survey([cfg.data.root / name for name in names], workers=cfg.loader.workers, progress=True)
     good = [fact for fact in facts if fact.frames]
     for fact in facts:
         if fact.problem:
-            yield Finding("error" if not fact.frames else "warning", f"{cfg.data.root / fact.name}: {fact.problem}",
+            yield Finding("error" if not fact.frames else "warning", f"{fact.path}: {fact.problem}",
                           "repair or remove it, then make the annotation files again")  # fmt: skip
     if not good:
         return
@@ -142,7 +108,8 @@ def clips(benchmark: Benchmark, cfg: Config) -> Iterator[Finding]:
     histogram = sorted(Counter(10 * (length // 10) for length in lengths).items())
     tens, counts = ([pair[i] for pair in histogram] for i in (0, 1))
     page.curves("Frames per clip", {"clips": (tens, counts)}, x="frames", y="clips")
-    page.table("Clips", [fact._asdict() for fact in facts if fact.problem] or [fact._asdict() for fact in good[:200]])
+    rows = [fact._asdict() for fact in facts if fact.problem] or [fact._asdict() for fact in good[:200]]
+    page.table("Clips", [{**row, "path": row["path"].relative_to(cfg.data.root).as_posix()} for row in rows])
     cfg.run.out.mkdir(parents=True, exist_ok=True)
     page.save(cfg.run.out / "doctor.html")
     yield Finding("ok", f"clips by length and size: {cfg.run.out / 'doctor.html'}")

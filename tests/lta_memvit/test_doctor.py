@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core import video
-from projects.lta_memvit import data, doctor
+from projects.lta_memvit import data
 from projects.lta_memvit.doctor import Finding, examine, main
 from tests.lta_memvit.tiny import configured, saved, settings
 
@@ -98,8 +98,3 @@ def test_published_features_are_counted_and_measured(made: Path, tmp_path: Path)
     assert any(text.startswith("val: 0 of 27 windows") for text in texts(found, "error"))
     assert "features have 12 channels, the model takes 9" in texts(found, "error")
     assert not any("clips" in text and "read" in text for text in texts(found, "ok"))
-
-
-def test_several_processes_look_as_one(made: Path, tmp_path: Path) -> None:
-    names = [f"val-{number:04d}" for number in range(3)]
-    assert list(doctor._looks(made / "clips", names, 2)) == list(doctor._looks(made / "clips", names, 0))

@@ -89,14 +89,6 @@ def test_all_is_well(root: Path, weights: Path, capsys: pytest.CaptureFixture[st
     assert "v_Walk_g03_c02.mp4" in page
 
 
-def test_a_worker_process_sees_the_same(root: Path) -> None:
-    (root / "Jump/v_Jump_g01_c01.mp4").write_bytes(b"")
-    names = [f"{row.action}/{row.video_name}" for row in splits.scan(root)]
-    found = list(doctor._looks(root, names, 1))
-    assert found == [doctor.look(root, name) for name in names]
-    assert [bool(fact.problem) for fact in found] == [True] + [False] * 11
-
-
 def test_broken_clips_are_named_and_end_with_1(
     root: Path, weights: Path, clip_file: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
