@@ -284,6 +284,23 @@ class ExtractConfig(Section):
     )
 
 
+class DenseConfig(Section):
+    """Dense anticipation of 50 Salads and Breakfast."""
+
+    observe: tuple[float, ...] = Field((0.2, 0.3), min_length=1, description="shares of a video that are seen")
+    predict: tuple[float, ...] = Field(
+        (0.1, 0.2, 0.3, 0.5), min_length=1, description="shares after them whose frames are labeled"
+    )
+
+    @model_validator(mode="after")
+    def _fit_a_video(self) -> Self:
+        if not all(0 < share < 1 for share in (*self.observe, *self.predict)):
+            raise ValueError(f"observe {list(self.observe)} and predict {list(self.predict)} should be between 0 and 1")
+        if max(self.observe) + max(self.predict) > 1:
+            raise ValueError(f"{max(self.observe):g} observed and {max(self.predict):g} predicted exceed the video")
+        return self
+
+
 class Config(Section):
     """S-GEAR: semantically guided action anticipation."""
 
@@ -301,6 +318,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     predict: PredictConfig = PredictConfig()
     extract: ExtractConfig = ExtractConfig()
+    dense: DenseConfig = DenseConfig()
     test_only: bool = Field(False, description="train: evaluate `ckpt`, or the best weights of run.out, and end")
     ckpt: str = Field("", description="weights to evaluate or predict with; empty: the best of run.out")
 

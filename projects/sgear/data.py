@@ -126,6 +126,11 @@ class Benchmark:
         action = self.clips(part).segments.action
         return torch.from_numpy(np.bincount(action[action >= 0], minlength=len(self.actions)))
 
+    def label_fps(self, path: str) -> float:
+        """Labels per second of a video of 50 Salads or Breakfast, where every frame has one."""
+        assert isinstance(self.read, _SaladsParts)
+        return self.read.rate(path)
+
     def dataset(self, part: str, cfg: Config | None = None, *, train: bool = False) -> Anticipation:
         """The samples of a part; `train` switches on what only training does."""
         return Anticipation(self, part, train=train)
@@ -235,7 +240,7 @@ class _SaladsParts(_Parts):
             names,
             self.places.extra / "activityAnnotations" if original else self.places.rulstm / "groundTruth",
             self.classes,
-            rate=self._rate,
+            rate=self.rate,
             place=self._place,
             runs=salads.activities(self.places.extra / "timestamps") if original else None,
             half=self.cfg.compat,
@@ -246,7 +251,8 @@ class _SaladsParts(_Parts):
             return salads.salads_video(name)
         return salads.breakfast_video(name, self.places.videos)
 
-    def _rate(self, path: str) -> float:
+    def rate(self, path: str) -> float:
+        """The labels per second of a video."""
         if self.cfg.fps:
             return self.cfg.fps
         if self.cfg.dataset == "breakfast":

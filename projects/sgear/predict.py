@@ -159,6 +159,15 @@ class FrameWindows:
         self.reached = numbers[-1]
 
 
+def windows_of(
+    net: Sgear, moments: Moments, choices: Sequence[Choice], cfg: Config, job: Run
+) -> FeatureWindows | FrameWindows:
+    """What the network sees of these clips, which are then asked for in this order, that of their ends."""
+    if moments.features is not None:
+        return FeatureWindows(net, moments, job.device)
+    return FrameWindows(net, moments.path, choices, cfg, job.device)
+
+
 # --------------------------------------------------------------------------------------------------------- the command
 
 
@@ -248,11 +257,7 @@ def answered(
             continue
     if not choices:
         raise SampleError(moments.path, "has no frame that can be seen at any of the moments")
-    windows: FeatureWindows | FrameWindows
-    if moments.features is not None:
-        windows = FeatureWindows(net, moments, job.device)
-    else:
-        windows = FrameWindows(net, moments.path, [choice for _, choice in choices], cfg, job.device)
+    windows = windows_of(net, moments, [choice for _, choice in choices], cfg, job)
     lost, count = "", 0
     for question, choice in choices:
         with autocast(cfg.precision, job.device):
