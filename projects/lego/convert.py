@@ -3,9 +3,11 @@
     python -m projects.lego.convert ego4d_diffusion_with_vllm_feature.ckpt ego4d.safetensors
     python -m projects.lego.convert ego4d_diffusion_with_vllm_feature.ckpt folder --to diffusers
     python -m projects.lego.convert runs/x/checkpoints/step_000020160.pt x.ckpt --to official --init v1-5-pruned.ckpt
+    python -m projects.lego.convert runs/lego/ego4d_vlm/vlm folder --to llava
 
 Our file holds the UNet and the conditioning; autoencoder and text encoder come from `--init` where the other layouts
-want them. A checkpoint of a run (step_*.pt) has raw weights and their moving average, as official ones do.
+want them. A checkpoint of a run (step_*.pt) has raw weights and their moving average, as official ones do. Folders of
+language models become such of transformers or of LLaVA's own code, LoRA pairs merged.
 """
 
 from __future__ import annotations
@@ -28,24 +30,53 @@ from projects.lego.config import ModelConfig
 from projects.lego.model import Lego, Schedule, layouts
 from projects.lego.model.layouts import Parts
 from projects.lego.model.sizes import sizes
-from projects.lego.model.text import open_tokenizer
+from projects.lego.model.text import open_tokenizer as open_clip_tokenizer
+from projects.lego.model.vlm_files import open_tokenizer, open_vlm, save_vlm
+
+IMAGES, WORDS = ("ours", "official", "diffusers"), ("transformers", "llava")
+"""Layouts of the diffusion stage, and of language models."""
 
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Convert, and say what was read and written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a checkpoint, or a folder of diffusers")
+    parser.add_argument("source", help="a checkpoint, a folder of diffusers, or one of a language model")
     parser.add_argument("out", help="file or folder to write", type=Path)
-    parser.add_argument("--to", choices=("ours", "official", "diffusers"), default="ours")
+    parser.add_argument(
+        "--to", choices=(*IMAGES, *WORDS), help="the first, or for language models transformers, if none"
+    )
     parser.add_argument("--init", default="", help="Stable Diffusion weights with the autoencoder and the text encoder")
     parser.add_argument("--raw", action="store_true", help="the raw weights in place of their moving average")
+    parser.add_argument("--vision", default="", help="folder of CLIP, when a language model leaves its image tower out")
     args = parser.parse_args(argv)
     try:
-        said = convert(args.source, args.out, to=args.to, init=args.init, raw=args.raw)
+        if is_language_model(Path(args.source)):
+            said = convert_vlm(args.source, args.out, to=args.to or "transformers", vision=args.vision)
+        else:
+            said = convert(args.source, args.out, to=args.to or "ours", init=args.init, raw=args.raw)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     sys.stdout.write(said + "\n")
     return said
+
+
+def is_language_model(source: Path) -> bool:
+    """Whether a folder holds a language model or an adapter of one, and not networks of diffusion side by side."""
+    return any((source / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def convert_vlm(source: str, out: Path, *, to: str = "transformers", vision: str = "") -> str:
+    """Write a language model, whatever its layout, as a folder in one; what was done, in words.
+
+    Raises: ValueError when something is missing, or for a layout of diffusion.
+    """
+    if to not in WORDS:
+        raise ValueError(
+            f"{source} is a language model; --to {to} is for the diffusion stage, take {' or '.join(WORDS)}"
+        )
+    net, report = open_vlm(source, vision=vision)
+    save_vlm(net, open_tokenizer(source), out, to)
+    return f"{report} -> {out} ({to})"
 
 
 def convert(source: str, out: Path, *, to: str = "ours", init: str = "", raw: bool = False) -> str:
@@ -53,6 +84,8 @@ def convert(source: str, out: Path, *, to: str = "ours", init: str = "", raw: bo
 
     Raises: ValueError when something is missing that the layout wants.
     """
+    if to not in IMAGES:
+        raise ValueError(f"--to {to} is for folders of language models; take {', '.join(IMAGES)}")
     parts = layouts.read(source)
     if not parts.unet:
         raise ValueError(f"{parts.source}: has no UNet to convert")
@@ -105,7 +138,7 @@ def _write_folder(out: Path, lego: Lego, vae: Any, text: nn.Module, frozen: Part
     vae.register_to_config(scaling_factor=0.18215)
     networks: dict[str, Any] = {"unet": lego.unet, "vae": vae, "text_encoder": text, "scheduler": scheduler}
     if frozen.tokenizer is not None:
-        networks["tokenizer"] = open_tokenizer(frozen.tokenizer)
+        networks["tokenizer"] = open_clip_tokenizer(frozen.tokenizer)
     for name, network in networks.items():
         network.save_pretrained(out / name)
     if lego.conditioner.state_dict():

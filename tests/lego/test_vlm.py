@@ -10,9 +10,11 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from projects.lego import convert
 from projects.lego.losses import token_cross_entropy
 from projects.lego.model import vlm_files
 from projects.lego.model.vision import clip_pixels
@@ -188,6 +190,109 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
     before = net.language.model.layers[1].self_attn.q_proj.weight
     assert torch.allclose(opened.language.model.layers[1].self_attn.q_proj.weight, before + b @ a * 2, atol=1e-5)
     assert torch.equal(opened.projector.weight, extra)
+
+
+def plain_base(folder: Path, net: Vlm) -> Path:
+    """The language model alone, as LLaMA is published: two torch shards and an index."""
+    folder.mkdir()
+    state = {name.removeprefix("language."): v for name, v in net.state_dict().items() if name.startswith("language.")}
+    names = sorted(state)
+    index = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        torch.save({name: state[name] for name in part}, folder / file)
+        index |= dict.fromkeys(part, file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **TEXT}))
+    return folder
+
+
+def clip_folder(folder: Path, net: Vlm) -> Path:
+    folder.mkdir()
+    tower = {n.removeprefix("vision.tower."): v for n, v in net.state_dict().items() if n.startswith("vision.tower.")}
+    tower = {f"vision_model.{name.removeprefix('vision_model.')}": value for name, value in tower.items()}
+    save_file(tower, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"vision_config": VISION}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_parts_as_llava_trains_them(tmp_path: Path, kind: str, rank_stabilized: bool) -> None:
+    """LoRA pairs with what else was trained, or a projector alone, on top of a plain language model and CLIP."""
+    net = small(kind)
+    base, clip = plain_base(tmp_path / "base", net), clip_folder(tmp_path / "clip", net)
+    projector = {f"model.mm_{name}": v for name, v in net.state_dict().items() if name.startswith("projector.")}
+    config = {"model_type": "llava", **TEXT, "mm_vision_tower": "clip", "_name_or_path": str(base)}
+    config["mm_projector_type"] = {"linear": "linear", "mlp": "mlp2x_gelu"}[kind]
+    alone, adapter = tmp_path / "projector", tmp_path / "lora"
+    for folder in (alone, adapter):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+    torch.save(projector, alone / "mm_projector.bin")
+    opened, report = vlm_files.open_vlm(alone, vision=clip)
+    assert report.layout == "LLaVA"
+    same(net, opened)
+    place = "model.layers.1.self_attn.q_proj"
+    a, b = torch.randn(4, 64), torch.randn(64, 4)
+    pair = {f"base_model.model.{place}.lora_A.weight": a, f"base_model.model.{place}.lora_B.weight": b}
+    save_file(pair, adapter / "adapter_model.safetensors")
+    torch.save({f"base_model.model.{name}": v for name, v in projector.items()}, adapter / "non_lora_trainables.bin")
+    about = {"base_model_name_or_path": str(base), "lora_alpha": 8, "r": 4, "use_rslora": rank_stabilized}
+    (adapter / "adapter_config.json").write_text(json.dumps(about))
+    opened, report = vlm_files.open_vlm(adapter, vision=clip)
+    assert report.merged == 1
+    assert "merged 1 LoRA pairs" in str(report)
+    weight = net.get_parameter(f"language.{place}.weight")
+    with torch.no_grad():
+        weight += b @ a * (4 if rank_stabilized else 2)
+    assert torch.allclose(opened.get_parameter(f"language.{place}.weight"), weight, atol=1e-5)
+    opened.get_parameter(f"language.{place}.weight").data.copy_(weight)
+    same(net, opened)
+    vision, found = vlm_files.open_vision(adapter, vision=clip)
+    pixels = torch.randn(1, 3, 28, 28)
+    assert torch.equal(found(vision(pixels)), net.image_features(pixels))
+    (base / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(ValueError, match=r"index\.json: names pytorch_model-00002-of-00002\.bin, which are not there"):
+        vlm_files.open_vlm(alone, vision=clip)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"its base model .*base is no folder here; put it at"):
+        vlm_files.open_vlm(adapter, vision=clip)
+
+
+def test_a_folder_that_transformers_wrote(tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    sizes = {"vision_config": CLIPVisionConfig(**VISION), "text_config": LlamaConfig(**TEXT)}
+    theirs = LlavaForConditionalGeneration(LlavaConfig(**sizes, image_token_index=319, image_seq_length=4)).eval()
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    net, report = vlm_files.open_vlm(tmp_path / "theirs")
+    assert (report.layout, net.kind, report.ignored) == ("transformers", "mlp", [])
+    pixels, ids = torch.randn(1, 3, 28, 28), torch.tensor([[1, 319, 319, 319, 319, 7, 8]])
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
+        short = torch.tensor([[1, IMAGE, 7, 8]])
+        embedded, mask, _ = net.expand(short, torch.ones_like(short, dtype=torch.bool), net.image_features(pixels))
+        found = net.language.lm_head(net.states(embedded, mask))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_command_turns_one_layout_into_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = small()
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "lego" / "llava_labels")
+    folder = vlm_files.save_vlm(net, tokenizer, tmp_path / "ours")
+    convert.main([str(folder), str(tmp_path / "llava"), "--to", "llava"])
+    with safe_open(tmp_path / "llava" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert {"model.mm_projector.weight", "model.layers.0.self_attn.q_proj.weight", "lm_head.weight"} <= names
+    assert json.loads((tmp_path / "llava" / "config.json").read_text())["model_type"] == "llava"
+    convert.main([str(tmp_path / "llava"), str(tmp_path / "back")])
+    same(net, vlm_files.open_vlm(tmp_path / "back")[0])
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        convert.main([str(folder), str(tmp_path / "x"), "--to", "diffusers"])
+    assert "is a language model; --to diffusers is for the diffusion stage" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, case: Case) -> None:

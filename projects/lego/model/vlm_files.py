@@ -39,6 +39,8 @@ RULES = (
 )
 IGNORED = r"rotary_emb\.inv_freq$|position_ids$|^logit_scale$|^text_model\.|^text_projection\.|^visual_projection\."
 MEMO = "lego.json"  # our own config, beside that of transformers
+ADAPTER, OTHERS, PROJECTOR = "adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin"
+LORA = r"(.*)\.lora_([AB])(?:\.default)?\.weight$"
 
 
 @dataclass
@@ -65,52 +67,56 @@ def open_vlm(
 ) -> tuple[Vlm, VlmReport]:
     """The network of a folder, in eval mode; with `empty` its structure alone, on the meta device.
 
-    Layouts: LLaVA's own (`model.mm_projector`, `model.layers`), transformers' LLaVA, ours; with an adapter
-    (`adapter_config.json`) merged into its base model. LLaVA's own may leave out the image tower: `vision` is then the
-    folder of CLIP.
+    Layouts: LLaVA's own (`model.mm_projector`, `model.layers`), transformers' LLaVA, ours; and parts that go on top of
+    a base model: LoRA pairs (`adapter_config.json`), which are merged, with `non_lora_trainables.bin`, or a projector
+    alone (`mm_projector.bin`). LLaVA's own may leave out the image tower: `vision` is then the folder of CLIP.
 
     Raises:
         ValueError: naming what is missing, unexpected or of another shape.
     """
     folder = _folder(folder)
-    if (folder / "adapter_config.json").is_file():
-        return _with_adapter(folder, vision, dtype, empty)
-    settings, layout = _settings(folder, Path(vision) if vision else None)
-    with init_empty_weights(include_buffers=False):
-        net = Vlm(**settings)
-    report = VlmReport(folder, layout)
+    net, report, sources = _structure(folder, vision)
     if empty:
         return net.to(dtype).eval(), report
-    filled: set[str] = set()
-    for tensors in _shards(folder):
-        filled |= _fill(net, tensors, report, dtype)
-    absent = [name for name, value in net.named_parameters() if value.is_meta and name not in filled]
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for source in sources:
+        for tensors in _shards(source):
+            whole = {}
+            for name, value in tensors.items():
+                if match := re.match(LORA, name):
+                    pairs.setdefault(match[1], {})[match[2]] = value
+                else:
+                    whole[name] = value
+            _fill(net, whole, report, dtype)
+    absent = _absent(net)
     if absent and all(name.startswith("vision.") for name in absent) and vision:
         report.vision = str(vision)
         for tensors in _shards(Path(vision)):
             towers = {name: value for name, value in tensors.items() if "vision_model." in name}
-            filled |= _fill(net, towers or tensors, report, dtype)
-        absent = [name for name in absent if name not in filled]
+            _fill(net, towers or tensors, report, dtype)
+        absent = _absent(net)
     if absent:
         hint = "; name the folder of CLIP with vision=FOLDER" if absent[0].startswith("vision.") else ""
         raise ValueError(f"{folder}: {len(absent)} weights are missing, such as {', '.join(absent[:3])}{hint}")
+    if pairs:
+        _merge(net, pairs, _json(folder / ADAPTER))
+        report.merged = len(pairs)
     net.language.tie_weights()
     return net.eval(), report
 
 
 def open_vision(folder: str | Path, *, vision: str | Path = "") -> tuple[Vision, nn.Module]:
-    """The image tower and the projector of a folder, without its language model."""
+    """The image tower and the projector of a folder; its language model is not read."""
     folder = _folder(folder)
-    settings, layout = _settings(folder, Path(vision) if vision else None)
-    with init_empty_weights(include_buffers=False):
-        net = Vlm(**settings)
+    net, report, sources = _structure(folder, vision)
     net.language = nn.Module()
-    report = VlmReport(folder, layout)
-    sources = [folder, *([Path(vision)] if vision else [])]
-    while (absent := [name for name, value in net.named_parameters() if value.is_meta]) and sources:
-        for tensors in _shards(sources.pop(0), "vision|projector"):
+    for source in sources:
+        for tensors in _shards(source, "vision|projector"):
             _fill(net, tensors, report, torch.float32)
-    if absent:
+    if vision and _absent(net):
+        for tensors in _shards(Path(vision), "vision"):
+            _fill(net, tensors, report, torch.float32)
+    if absent := _absent(net):
         raise ValueError(
             f"{folder}: the image tower or projector lacks {', '.join(absent[:3])}; name CLIP's folder too"
         )
@@ -182,13 +188,41 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _structure(folder: Path, vision: str | Path) -> tuple[Vlm, VlmReport, list[Path]]:
+    """The network without its weights, and the folders that hold them, a base model first."""
+    base = _base(folder)
+    told = folder if base is None or (folder / "config.json").is_file() or (folder / MEMO).is_file() else base
+    settings, layout = _settings(told, Path(vision) if vision else None)
+    with init_empty_weights(include_buffers=False):
+        net = Vlm(**settings)
+    return net, VlmReport(folder, layout), [folder] if base is None else [base, folder]
+
+
+def _base(folder: Path) -> Path | None:
+    """The folder of the model that the parts in this one go on top of; None for a whole model.
+
+    Raises:
+        ValueError: when it is not there, with its place.
+    """
+    if (folder / ADAPTER).is_file():
+        named = str(_json(folder / ADAPTER).get("base_model_name_or_path", ""))
+    elif {path.name for path in folder.glob("*.bin")} == {PROJECTOR} and not any(folder.glob("*.safetensors")):
+        named = str(_json(folder / "config.json").get("_name_or_path", ""))
+    else:
+        return None
+    for path in (folder / "base", Path(named)):
+        if named and path.is_dir() and path.resolve() != folder.resolve():
+            return path
+    raise ValueError(f"{folder}: its base model {named or '?'} is no folder here; put it at {folder / 'base'}")
+
+
 def _settings(folder: Path, vision: Path | None) -> tuple[dict[str, Any], str]:
     """The arguments of Vlm, and the name of the layout."""
     if (folder / MEMO).is_file():
         return _json(folder / MEMO), "ours"
     config = _json(folder / "config.json")
     if "text_config" in config:
-        kind = "linear" if not any("linear_2" in name for name in _names(folder)) else "mlp"
+        kind = "mlp" if _names(folder, r"projector\.linear_2") else "linear"
         return {"vision": config["vision_config"], "text": config["text_config"], "kind": kind}, "transformers"
     text = {name: value for name, value in config.items() if not name.startswith(("mm_", "architectures"))}
     text["model_type"] = "llama"
@@ -204,14 +238,27 @@ def _settings(folder: Path, vision: Path | None) -> tuple[dict[str, Any], str]:
 
 
 def _files(folder: Path) -> list[Path]:
+    """The files of weights: one kind of the model's own, and what LLaVA saves beside.
+
+    Raises:
+        ValueError: when there are none, or an index names files that are not there.
+    """
+    for index in folder.glob("*.index.json"):
+        named = set(_json(index)["weight_map"].values())
+        if lacking := sorted(name for name in named if not (folder / name).is_file()):
+            raise ValueError(f"{index}: names {', '.join(lacking)}, which are not there; get the folder again")
+    beside = [path for name in (PROJECTOR, OTHERS) if (path := folder / name).is_file()]
     for pattern in ("*.safetensors", "pytorch_model*.bin", "*.bin"):
-        if found := sorted(path for path in folder.glob(pattern) if not path.name.startswith("training_args")):
-            return found
+        found = {path for path in folder.glob(pattern) if not path.name.startswith("training_args")}
+        if found - set(beside):
+            return [*sorted(found - set(beside)), *beside]
+    if beside:
+        return beside
     raise ValueError(f"{folder}: no weights there (*.safetensors or pytorch_model*.bin)")
 
 
 def _shards(folder: Path, wanted: str = "") -> Iterator[dict[str, Tensor]]:
-    """The tensors of a folder, file by file; with `wanted` only those whose names it finds, and nothing else is read."""
+    """The tensors of a folder, file by file; with `wanted` only those whose names it finds."""
     for path in _files(folder):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -221,10 +268,8 @@ def _shards(folder: Path, wanted: str = "") -> Iterator[dict[str, Tensor]]:
             yield {name: value for name, value in tensors.items() if re.search(wanted, name)}
 
 
-def _names(folder: Path) -> list[str]:
-    for index in folder.glob("*.index.json"):
-        return list(_json(index)["weight_map"])
-    return [name for tensors in _shards(folder) for name in tensors]
+def _names(folder: Path, wanted: str) -> list[str]:
+    return [name for tensors in _shards(folder, wanted) for name in tensors]
 
 
 def _inside(name: str, net: Vlm) -> str:
@@ -252,10 +297,14 @@ def _outside(name: str, net: Vlm, layout: str) -> str:
     return re.sub(r"^vision\.", "model.", name).replace("model.tower.", "model.vision_tower.")
 
 
-def _fill(net: Vlm, tensors: dict[str, Tensor], report: VlmReport, dtype: torch.dtype | None) -> set[str]:
-    """Put tensors into the network; returns the names that are filled."""
+def _absent(net: Vlm) -> list[str]:
+    """The weights that no file has filled."""
+    return [name for name, value in net.named_parameters() if value.is_meta]
+
+
+def _fill(net: Vlm, tensors: dict[str, Tensor], report: VlmReport, dtype: torch.dtype | None) -> None:
+    """Put tensors into the network."""
     own = dict(net.named_parameters()) | dict(net.named_buffers())
-    filled = set()
     for theirs, value in tensors.items():
         if re.search(IGNORED, theirs):
             report.ignored.append(theirs)
@@ -273,38 +322,14 @@ def _fill(net: Vlm, tensors: dict[str, Tensor], report: VlmReport, dtype: torch.
         parent, _, leaf = name.rpartition(".")
         made = nn.Parameter(value.to(dtype or value.dtype), requires_grad=value.is_floating_point())
         setattr(net.get_submodule(parent), leaf, made)
-        filled.add(name)
         report.loaded += 1
-    return filled
 
 
-def _with_adapter(folder: Path, vision: str | Path, dtype: torch.dtype | None, empty: bool) -> tuple[Vlm, VlmReport]:
-    """A base model with LLaVA's or peft's LoRA pairs merged: W + B A alpha / r."""
-    settings = _json(folder / "adapter_config.json")
-    base = Path(settings["base_model_name_or_path"])
-    base = base if base.is_dir() else folder / "base"
-    if not base.is_dir():
-        raise ValueError(
-            f"{folder}: its base model {settings['base_model_name_or_path']} is no folder here; put it at {base}"
-        )
-    net, report = open_vlm(base, vision=vision, dtype=dtype, empty=empty)
-    report.folder = folder
-    if empty:
-        return net, report
-    pairs: dict[str, dict[str, Tensor]] = {}
-    extra: dict[str, Tensor] = {}
-    for tensors in _shards(folder):
-        for name, value in tensors.items():
-            if match := re.match(r"(.*)\.lora_([AB])(\.default)?\.weight$", name):
-                pairs.setdefault(match[1].removeprefix("base_model.model."), {})[match[2]] = value
-            else:
-                extra[name.removeprefix("base_model.model.")] = value
-    scale = settings["lora_alpha"] / settings["r"]
-    with torch.no_grad():
-        for name, pair in pairs.items():
-            weight = net.get_parameter(_inside(name + ".weight", net))
-            weight.add_((pair["B"].float() @ pair["A"].float() * scale).to(weight.dtype))
-    report.merged = len(pairs)
-    if extra:
-        _fill(net, extra, report, dtype)
-    return net, report
+@torch.no_grad()
+def _merge(net: Vlm, pairs: dict[str, dict[str, Tensor]], settings: dict[str, Any]) -> None:
+    """W + B A alpha / r, or alpha / sqrt(r) where the adapter says so."""
+    rank, alpha = settings["r"], settings["lora_alpha"]
+    scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+    for name, pair in pairs.items():
+        weight = net.get_parameter(_inside(f"{name}.weight", net))
+        weight.add_((pair["B"].float() @ pair["A"].float() * scale).to(weight.dtype))
