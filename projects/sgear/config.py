@@ -254,6 +254,7 @@ class EvalConfig(Section):
     crops: Literal[1, 3] = Field(1, description="views of a frame: center, or top left, center and bottom right")
     flips: bool = Field(False, description="each view mirrored too")
     topk: int = Field(5, ge=1, description="actions listed per sample in the report")
+    tau_a: tuple[float, ...] = Field((), description="further anticipation times to measure at, beside data.tau_a")
 
 
 class PredictConfig(Section):

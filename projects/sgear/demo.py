@@ -4,7 +4,8 @@
 
 makes short videos in the layout of EPIC-KITCHENS-100, in which every action tells what comes next, and a feature
 database of the same videos; then trains on frames, evaluates, predicts, trains on features, and fuses the two, all with
-the real commands. Language prototypes come from a sentence encoder on the disk where one is given, else from words.
+the real commands. Language prototypes come from the sentence encoder that is given, or else is found on this machine
+(model hub's cache, or below $ACTION_SUITE_WEIGHTS), or else from words.
 """
 
 from __future__ import annotations
@@ -152,12 +153,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         prog="python -m projects.sgear.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-only", action="store_true", help="make the data and stop")
-    parser.add_argument("--encoder", default=encoders.WORDS, help="folder of a sentence encoder (default: words)")
+    parser.add_argument("--encoder", help="folder of a sentence encoder, or words (default: one on this machine)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of configs/demo.yaml")
     args = parser.parse_args(argv)
     command = [str(CONFIG), *args.overrides]
     cfg = config.parse(Config, command)
-    make(cfg.data.root, args.encoder)
+    make(cfg.data.root, args.encoder or encoders.installed())
     if args.data_only:
         return {}
     train.main(command)

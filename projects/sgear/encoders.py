@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,37 @@ from torch import Tensor
 WORDS = "words"
 """The encoder that needs no weights."""
 
+PREFERRED = ("all-mpnet-base-v2", "stsb-mpnet-base-v2", "all-MiniLM-L6-v2")
+"""Encoders that are worth using when one is at hand: the published choices first, then a small one."""
+
 BATCH_TOKENS = 4096
+
+
+def installed() -> str:
+    """The folder of a real encoder on this machine, else `words`; nothing is fetched.
+
+    Looked for in the local cache of the model hub, and below the folder of unpacked weights that the environment
+    variable ACTION_SUITE_WEIGHTS names.
+    """
+    for name in PREFERRED:
+        try:
+            return str(_cached(f"sentence-transformers/{name}"))
+        except Exception:  # many kinds: not in the cache, no library
+            continue
+    weights = os.environ.get("ACTION_SUITE_WEIGHTS")
+    for recipe in sorted(Path(weights).rglob("modules.json")) if weights else ():  # every sentence transformer has one
+        if (recipe.parent / "config.json").is_file():
+            return str(recipe.parent)
+    return WORDS
+
+
+def _cached(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(name, local_files_only=True))
+    if not list(folder.glob("*.safetensors")) + list(folder.glob("*.bin")):
+        raise ValueError(f"{folder} holds no weights")
+    return folder
 
 
 def encode(sentences: Sequence[str], encoder: str, *, normalize: bool | None = None) -> Tensor:

@@ -47,7 +47,32 @@ def test(cfg: Config, job: Run, benchmark: Benchmark) -> dict[str, float]:
     loader = samples(cfg, job, benchmark, cfg.eval.split)
     batches = job.log.progress(loader, cfg.eval.split)
     found = evaluate(net, batches, precision=cfg.precision, stopping=lambda: job.stop_requested)
-    return {} if found is None else publish(found, benchmark, loader, cfg, job)
+    if found is None:
+        return {}
+    further = at_other_times(net, cfg, job)
+    return {} if further is None else publish(found, benchmark, loader, cfg, job, further)
+
+
+def at_other_times(net: nn.Module, cfg: Config, job: Run) -> dict[str, float] | None:
+    """The figures when clips end `eval.tau_a` seconds before the action instead, by `tau_<s>/<space>/<name>`.
+
+    The same weights answer, whatever time they were trained for. None when the run was asked to stop.
+    """
+    figures: dict[str, float] = {}
+    for tau_a in cfg.eval.tau_a:
+        benchmark = data.load(cfg.data.model_copy(update={"tau_a": tau_a}))
+        batches = job.log.progress(samples(cfg, job, benchmark, cfg.eval.split), f"{tau_a:g} s before")
+        found = evaluate(net, batches, precision=cfg.precision, stopping=lambda: job.stop_requested)
+        if found is None:
+            return None
+        named = measure(found, benchmark, cfg.eval.split) | {"margin_min_s": _margin(found)}
+        figures |= {f"tau_{tau_a:g}/{name}": value for name, value in named.items()}
+    return figures
+
+
+def _margin(found: Found) -> float:
+    """The least seconds between what was seen and the limit."""
+    return round(float(np.min(found["margin_s"])), 6) + 0.0  # -0.0 is 0
 
 
 def samples(cfg: Config, job: Run, benchmark: Benchmark, part: str) -> Loader:
@@ -100,12 +125,23 @@ def measure(found: Found, benchmark: Benchmark, part: str = "val") -> dict[str, 
     return measures.measure(scores.of_found(found, benchmark), benchmark, part)
 
 
-def publish(found: Found, benchmark: Benchmark, loader: Loader, cfg: Config, job: Run) -> dict[str, float]:
-    """Write scores, results.json, predictions.csv and report.html; log the figures and where the report is."""
+def publish(
+    found: Found,
+    benchmark: Benchmark,
+    loader: Loader,
+    cfg: Config,
+    job: Run,
+    further: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Write scores, results.json, predictions.csv and report.html; log the figures and where the report is.
+
+    `further` figures go into the results as they are.
+    """
     part, coverage = cfg.eval.split, loader.coverage()
     results = {f"{part}/{name}": value for name, value in measure(found, benchmark, part).items()}
+    results |= {f"{part}/{name}": value for name, value in further.items()}
     results |= {f"{part}/samples_expected": coverage.expected, f"{part}/samples_scored": coverage.scored}
-    results[f"{part}/margin_min_s"] = round(float(np.min(found["margin_s"])), 6) + 0.0  # -0.0 is 0
+    results[f"{part}/margin_min_s"] = _margin(found)
     if job.world.rank == 0:
         about: dict[str, Any] = {
             "dataset": cfg.data.dataset,

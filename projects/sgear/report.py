@@ -48,6 +48,7 @@ def write(
     if coverage.bad:
         page.table("Files that could not be read", [{"file": n, "reason": why} for n, why in coverage.bad.items()])
     _figures(page, results, part)
+    _times(page, results, part, cfg)
     for name, series in curves(out / "metrics.jsonl").items():
         page.curves(name, series, x="step", y=name)
     if f"{part}/action/top1" in results:
@@ -87,6 +88,22 @@ def _figures(page: Page, results: Mapping[str, float], part: str) -> None:
             rows.append({"figure, %": f"challenge, {title}", **challenge})
     if rows:
         page.table("Figures", rows, sortable=False, digits=2)
+
+
+def _times(page: Page, results: Mapping[str, float], part: str, cfg: Config) -> None:
+    """Figures of actions at every anticipation time that was asked for."""
+    if not cfg.eval.tau_a:
+        return
+    places = {cfg.data.tau_a: part} | {tau_a: f"{part}/tau_{tau_a:g}" for tau_a in cfg.eval.tau_a}
+    rows = [
+        {
+            "seconds before the action": tau_a,
+            **{TITLES[name]: results.get(f"{place}/action/{name}") for name in ("recall5", "top1", "top5")},
+            "nearest to the limit, s": results[f"{place}/margin_min_s"],
+        }
+        for tau_a, place in sorted(places.items())
+    ]
+    page.table("Anticipation times", rows, digits=4)
 
 
 def curves(path: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]]:

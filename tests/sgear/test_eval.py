@@ -99,7 +99,7 @@ def tested(kitchen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with mock.patch.object(dist, "shutdown"):
         eval.main(args)
         eval.main([*args, "eval.split=test"])
-        eval.main(args)
+        eval.main([*args, "eval.tau_a=[0.25,1.5]"])
     return out
 
 
@@ -115,6 +115,21 @@ def test_a_run_holds_scores_figures_and_a_report(tested: Path) -> None:
     rows = list(csv.DictReader((tested / "predictions.csv").open()))
     assert len(rows) == 144
     assert float(rows[0]["share_1"]) >= float(rows[0]["share_5"])
+
+
+def test_other_anticipation_times_are_those_of_data_tau_a(kitchen: Path, tested: Path) -> None:
+    results = simplejson.loads((tested / "results.json").read_text())
+    net, _ = weights.convert.open_model(tested / "w.safetensors")
+    for tau_a in (0.25, 1.5):
+        cfg = settings(kitchen, f"data.tau_a={tau_a}")
+        benchmark = data.load(cfg.data)
+        loader = Loader(benchmark.dataset("val"), LoaderConfig(batch_size=9, workers=0), train=False)
+        found = eval.evaluate(net, loader)
+        assert found is not None
+        for name, value in eval.measure(found, benchmark).items():
+            assert results[f"val/tau_{tau_a:g}/{name}"] == pytest.approx(value, nan_ok=True), name
+        assert results[f"val/tau_{tau_a:g}/margin_min_s"] >= 0
+    assert "Anticipation times" in (tested / "report.html").read_text()
 
 
 def test_the_report_states_the_protocol(tested: Path) -> None:

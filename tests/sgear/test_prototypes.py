@@ -149,6 +149,23 @@ def test_an_encoder_that_cannot_be_had(tmp_path: Path) -> None:
         encoders.encode(["a"], str(tmp_path))
 
 
+def test_the_encoder_of_this_machine(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in the hub's cache, by its published name; else one below the folder of weights; else the one of words."""
+    cache: dict[str, Path] = {}
+    monkeypatch.setattr(encoders, "_cached", lambda name: cache[name])
+    monkeypatch.delenv("ACTION_SUITE_WEIGHTS", raising=False)
+    assert encoders.installed() == "words"
+    monkeypatch.setenv("ACTION_SUITE_WEIGHTS", str(tmp_path))
+    assert encoders.installed() == "words"
+    monkeypatch.setenv("ACTION_SUITE_WEIGHTS", str(small.parent))
+    assert encoders.installed() == str(small)
+    assert encoders.encode(["take tap"], encoders.installed()).shape == (1, 16)
+    cache["sentence-transformers/all-MiniLM-L6-v2"] = tmp_path
+    assert encoders.installed() == str(tmp_path)
+    cache["sentence-transformers/all-mpnet-base-v2"] = small
+    assert encoders.installed() == str(small)
+
+
 @pytest.mark.golden
 def test_the_real_encoder(pretrained: Path, parity: Parity) -> None:
     """All-MiniLM-L6-v2 over the first 200 actions of EK100, against the published script's functions."""
