@@ -131,7 +131,7 @@ def publish(
     loader: Loader,
     cfg: Config,
     job: Run,
-    further: Mapping[str, float] | None = None,
+    further: Mapping[str, float],
 ) -> dict[str, float]:
     """Write scores, results.json, predictions.csv and report.html; log the figures and where the report is.
 
