@@ -43,21 +43,34 @@ def write(
         row |= {"source frame unchanged": None if source is None else source * scale[name]}
         rows.append(row)
     page.table("Scores", rows, digits=4)
-    page.images("Frames", _cards(each, ids, known, images, cfg), heads=HEADS, max_side=320)
+    shown = {name: values for name, values in each.items() if not name.endswith("_corrected")}
+    count = min(cfg.eval.shown, len(ids))
+    places = sorted({round(place) for place in np.linspace(0, len(ids) - 1, count)})  # spread evenly over the split
+    page.images("Frames", _cards(places, shown, ids, known, images, cfg), heads=HEADS, max_side=320)
+    if shown:
+        page.table("Scores of these frames", [_row(place, shown, known[ids[place]]) for place in places], digits=4)
     page.save(path)
 
 
+def _row(place: int, each: Mapping[str, np.ndarray], record: Record) -> dict[str, Any]:
+    """Which frame, what was done, and how it scored, to sort by."""
+    named = {"clip": record.clip, "action": record.action, "label": record.fields.get("action", "")}
+    return named | {name: float(values[place]) for name, values in each.items()}
+
+
 def _cards(
-    each: Mapping[str, np.ndarray], ids: Sequence[str], known: Mapping[str, Record], images: Path, cfg: Config
+    places: Sequence[int],
+    each: Mapping[str, np.ndarray],
+    ids: Sequence[str],
+    known: Mapping[str, Record],
+    images: Path,
+    cfg: Config,
 ) -> list[tuple[str, list[np.ndarray]]]:
-    """Frames spread evenly over the split, with what was asked and how each scored."""
-    count = min(cfg.eval.shown, len(ids))
-    places = sorted({round(place) for place in np.linspace(0, len(ids) - 1, count)})
-    shown = [name for name in each if not name.endswith("_corrected")]
+    """Frames with what was asked and how each scored."""
     cards = []
     for place in places:
         record = known[ids[place]]
-        scores = ", ".join(f"{name} {each[name][place]:.3g}" for name in shown)
+        scores = ", ".join(f"{name} {values[place]:.3g}" for name, values in each.items())
         words = " — ".join(dict.fromkeys(str(record.fields.get(key, "")) for key in ("action", cfg.data.prompt)))
         paths = (
             data.source_path(cfg.data.root, record),

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from core.metrics import psnr
 from projects.lego import eval as evaluation
-from projects.lego.metrics import catalog, egovlp, networks, pixels
+from projects.lego.metrics import blip, catalog, egovlp, networks, pixels
 from projects.lego.metrics.places import SOURCES, MissingWeightsError, find
 from projects.lego.metrics.scores import Batch, Embeddings, Memory
 
@@ -32,14 +42,19 @@ def picture(path: Path, seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
     """Three pairs in the released layout, and generated frames that come nearer to the true ones one by one."""
+    return write_release(tmp_path, 3)
+
+
+def write_release(tmp_path: Path, count: int) -> Path:
     root = tmp_path / "data"
     entries: dict[str, dict] = {}
-    for number in range(3):
+    for number in range(count):
         clip, action = f"clip{number // 2}", f"action{number}"
         source, target = (f"{clip}/{action}/{frame}.jpg" for frame in ("0001", "0009"))
         picture(root / "EgoGen" / "ego4d.fho" / "val" / source, number)
         true = picture(root / "EgoGen" / "ego4d.fho" / "val" / target, 10 + number)
-        mixed = (true * (0.5 + 0.2 * number) + 100 * (0.5 - 0.2 * number)).astype(np.uint8)
+        share = 0.5 + 0.2 * number * 3 / count
+        mixed = (true * share + 100 * (1 - share)).astype(np.uint8)
         path = tmp_path / "frames" / "images" / target
         path.parent.mkdir(parents=True)
         Image.fromarray(mixed).save(path.with_suffix(".png"))
@@ -128,6 +143,155 @@ def test_networks_from_files_and_what_they_saw_is_kept(release: Path) -> None:
     assert again == pytest.approx(numbers, rel=1e-5)
 
 
+SMALL = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64, "vocab_size": 30522, "max_position_embeddings": 64}
+KNOWN = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "picture", "of", "the", "hand", "turns", *"0123456789"]
+WORDS = [*KNOWN, *(f"word{number}" for number in range(len(KNOWN), 30522))]
+OFFICIAL = [
+    (r"^vision_model\.embeddings\.class_embedding$", "visual_encoder.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding$", "visual_encoder.pos_embed"),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "visual_encoder.patch_embed.proj."),
+    (r"^vision_model\.post_layernorm\.", "visual_encoder.norm."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.layer_norm(\d)\.", r"visual_encoder.blocks.\1.norm\2."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"visual_encoder.blocks.\1.attn.qkv."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.", r"visual_encoder.blocks.\1.attn.proj."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"visual_encoder.blocks.\1.mlp."),
+]
+"""From the names of transformers to those of BLIP's files."""
+
+
+def small_blip(size: str) -> BlipConfig:
+    """The captioners of `blip.config`, narrow; the large one has another width."""
+    width = {"base": 32, "large": 48}[size]
+    vision = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 384, "patch_size": 96, "layer_norm_eps": 1e-6}  # fmt: skip
+    text = {"vocab_size": 30524, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 64, "encoder_hidden_size": width}  # fmt: skip
+    return BlipConfig(vision_config=vision, text_config=text)
+
+
+def tokenizer_folder(folder: Path, kind: str) -> None:
+    """What a hub folder of a tokenizer comes to."""
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+
+
+def caption_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of EgoVLP and BLIP in their official layouts, folders of tokenizers and of CLIP; all networks are small."""
+    plain = egovlp.EgoVLP
+    monkeypatch.setattr(egovlp, "EgoVLP", lambda frames: plain(frames, width=32, depth=1, heads=2, text=SMALL))
+    monkeypatch.setattr(blip, "config", small_blip)
+    folder.mkdir()
+    torch.manual_seed(1)
+    towers = egovlp.EgoVLP(4)
+    for parameter in towers.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    state = {f"module.{name}": value for name, value in towers.state_dict().items()}
+    torch.save({"arch": "FrozenInTime", "epoch": 3, "state_dict": state}, folder / "egovlp.pth")
+    for size, file in (("base", "model_base_caption_capfilt_large.pth"), ("large", "model_large_caption.pth")):
+        net = BlipForConditionalGeneration(small_blip(size))
+        for parameter in net.parameters():
+            if parameter.ndim > 1:  # norms as they are, so that the picture is heard
+                torch.nn.init.normal_(parameter, std=0.5)
+        given = {}
+        for name, value in net.state_dict().items():
+            for pattern, official in OFFICIAL:
+                name = re.sub(pattern, official, name)
+            given[name] = value
+        torch.save({"model": given}, folder / file)
+    tokenizer_folder(folder / "bert-base-uncased", "bert")
+    tokenizer_folder(folder / "distilbert-base-uncased", "distilbert")
+    clip = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    )
+    clip.save_pretrained(folder / "clip-vit-large-patch14")
+
+
+def test_captions_and_videos_from_official_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All scores of networks that look and read, through the command; what lacks weights is named, the rest runs."""
+    folder = write_release(tmp_path, 9)
+    caption_weights(folder / "weights", monkeypatch)
+    (folder / "weights" / "model_large_caption.pth").rename(folder / "aside")
+    numbers = run(folder, "eval.batch_size=4")
+    kinds = ("psnr", "clip_image_sim", "egovlp_image_sim", "egovlp_plus_image_sim", "blip_base_egovlp_sim")
+    assert set(numbers) == set(kinds)
+    errors = capsys.readouterr().err
+    assert "blip_large_egovlp_sim is left out: " in errors
+    assert f"{folder / 'weights' / 'model_large_caption.pth'} is missing: put it there" in errors
+    assert "fid is left out" in errors
+    out = folder / "frames" / "metric"
+    written = json.loads((out / "blip.json").read_text())
+    assert not (out / "blip-l.json").exists()
+    assert [len(actions) for actions in written.values()] == [2, 2, 2, 2, 1]
+    # The same by hand: the captioner's caption and the description, read by the text tower.
+    writer = blip.Captions(
+        blip.captioner(folder / "weights" / "model_base_caption_capfilt_large.pth", "base"),
+        folder / "weights" / "bert-base-uncased",
+    )
+    towers = egovlp.load(folder / "weights" / "egovlp.pth", 4)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "weights" / "distilbert-base-uncased")
+    rows = {(row["clip"], row["action"]): row for row in csv.DictReader((out / "scores.csv").open())}
+    cosines = []
+    for number in range(9):
+        clip, action = f"clip{number // 2}", f"action{number}"
+        image = torch.from_numpy(np.array(Image.open(folder / "frames" / "images" / clip / action / "0009.jpg")))
+        (caption,) = writer([image])
+        assert written[clip][action] == caption
+        with torch.inference_mode():
+            pair = [towers.embed_text(**text_inputs(tokenizer(text, return_tensors="pt")))
+                    for text in (caption, f"the hand turns {number}")]  # fmt: skip
+        cosines.append(float(torch.nn.functional.cosine_similarity(*pair)))
+        assert float(rows[clip, action]["blip_base_egovlp_sim"]) == pytest.approx(cosines[-1], abs=1e-4)
+    assert numbers["blip_base_egovlp_sim"] == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert len(set(written["clip0"].values()) | set(written["clip1"].values())) > 1, "captions follow the pictures"
+    assert numbers["egovlp_plus_image_sim"] > numbers["egovlp_image_sim"], "half of both clips is the same frame"
+    page = Grid()
+    page.feed((out / "report.html").read_text())
+    assert len(page.captions) == 9
+    assert page.pictures == 27
+    assert page.has_filter
+    assert page.heads[:3] == ["source", "generated", "true"]
+    for number, caption in enumerate(page.captions):
+        for words in (f"#C C turns {number}", f"the hand turns {number}", f"action{number}", "psnr", "blip_base"):
+            assert words in caption
+    # The large captioner comes later: its score joins the others.
+    (folder / "aside").rename(folder / "weights" / "model_large_caption.pth")
+    more = run(folder, "eval.metrics=[blip_large_egovlp_sim]")
+    kept = json.loads((out / "metric.json").read_text())
+    assert kept == pytest.approx(numbers | more)
+    assert json.loads((out / "blip-l.json").read_text()).keys() == written.keys()
+
+
+def text_inputs(tokens: Any) -> dict[str, torch.Tensor]:
+    return {"ids": tokens["input_ids"], "mask": tokens["attention_mask"]}
+
+
+class Grid(HTMLParser):
+    """What a browser finds in the grid of a report."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.captions: list[str] = []
+        self.heads: list[str] = []
+        self.pictures, self.has_filter = 0, False
+        self._into: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.pictures += tag == "img" and str(given["src"]).startswith("data:image/")
+        self.has_filter |= tag == "input" and given.get("class") == "filter" and "caption" in str(given["placeholder"])
+        self._into = {("figcaption", None): self.captions, ("span", "head"): self.heads}.get((tag, given.get("class")))
+
+    def handle_data(self, data: str) -> None:
+        if self._into is not None:
+            self._into.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._into = None
+
+
 def test_memory_computes_only_what_it_does_not_know(tmp_path: Path) -> None:
     asked = []
 
@@ -175,9 +339,6 @@ def test_every_place_is_explained(tmp_path: Path) -> None:
         with pytest.raises(MissingWeightsError, match="put it there"):
             find(tmp_path, name)
     assert {*catalog.LPIPS_FILES.values(), *catalog.EGOVLP_FILES.values()} <= SOURCES.keys()
-
-
-SMALL = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64, "vocab_size": 50, "max_position_embeddings": 16}
 
 
 def test_a_frame_of_one_time_sees_only_its_own_patches_and_the_class_token() -> None:
