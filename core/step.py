@@ -64,9 +64,7 @@ class TrainStep:
         self.total = cfg.epochs * self.steps_per_epoch
         self.count = 0
         self.averaged = 0  # updates of the moving average
-        self._sharded = (
-            strategy == "fsdp" and dist.world().size > 1
-        )  # such a model goes to the device when it is wrapped
+        self._sharded = strategy == "fsdp" and dist.world().size > 1  # it goes to the device when it is wrapped
         first = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.device = dist.world().device if self._sharded else first
         self.precision = resolve_precision(precision, self.device)
