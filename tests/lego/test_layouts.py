@@ -52,8 +52,14 @@ class ModelCheckpoint:
 
 def test_an_official_checkpoint_goes_in_whole(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "epoch=1.ckpt"
-    callbacks = {"callbacks": {ModelCheckpoint: {"best": 1}, "x": ModelCheckpoint()}}
-    lego, mean, vae, text = official(home, path, extra=callbacks)
+    moments = {"step": 5, "exp_avg": torch.ones(2, 3), "exp_avg_sq": torch.ones(2, 3)}
+    extra = {
+        "callbacks": {ModelCheckpoint: {"best": 1}, "x": ModelCheckpoint()},
+        "optimizer_states": [{"state": {0: moments}, "param_groups": [{"lr": 1e-4, "params": [0]}]}],
+        "lr_schedulers": [{"last_epoch": 5, "lr_lambdas": [None]}],
+        "epoch": 1,
+    }
+    lego, mean, vae, text = official(home, path, extra=extra)
     parts = layouts.read(path)
     assert (parts.layout, parts.updates, parts.about["global_step"]) == ("compvis", 12, 5)
     assert sizes(parts) == cfg_of(home).model.model_copy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,8 +84,11 @@ def open_tokenizer(source: str | Path) -> CLIPTokenizer:
 def _from_merges(path: Path) -> CLIPTokenizer:
     """The vocabulary is the bytes, the bytes at the end of a word, the merges in their order, and two marks."""
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        lines = file.read().splitlines()[1 : MERGES + 1]  # the first line is a version
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            lines = file.read().splitlines()[1 : MERGES + 1]  # the first line is a version
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged, or no file of merges ({error}); get it again") from None
     merges = [tuple(line.split()) for line in lines if line.strip()]
     if not all(len(merge) == 2 for merge in merges):
         raise ValueError(f"{path}: expected two symbols a line after the first, as in bpe_simple_vocab_16e6.txt")
