@@ -156,8 +156,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--encoder", help="folder of a sentence encoder, or words (default: one on this machine)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of configs/demo.yaml")
     args = parser.parse_args(argv)
-    command = [str(CONFIG), *args.overrides]
-    cfg = config.parse(Config, command)
+    cfg = config.parse(Config, [str(CONFIG), *args.overrides])
+    language = f"model.prototypes.language={cfg.data.root / 'encodings_epic100.pth'}"
+    command = [str(CONFIG), language, *args.overrides]
     make(cfg.data.root, args.encoder or encoders.installed())
     if args.data_only:
         return {}
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     predict.main([*command, f"predict.input={_a_video(cfg)}"])
     beside = cfg.run.out.with_name(f"{cfg.run.out.name}_features")
     shared = [word for word in args.overrides if word.startswith(("data.root=", "optim.epochs=", "loader.workers="))]
-    train.main([str(FEATURES), *shared, f"run.out={beside}"])
+    train.main([str(FEATURES), language, *shared, f"run.out={beside}"])
     fused = fuse.main([str(cfg.run.out), str(beside), "--search", "--out", str(cfg.run.out / "fused")])
     return results | {f"fused/{name}": value for name, value in fused.items()}
 
