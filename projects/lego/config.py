@@ -63,9 +63,7 @@ class ModelConfig(Section):
     levels: tuple[int, ...] = Field((1, 2, 4, 4), min_length=2, description="multiples of width, level by level")
     blocks: int = Field(2, ge=1, description="residual blocks of a level")
     heads: int = Field(8, ge=1, description="attention heads")
-    groups: int = Field(
-        32, ge=1, description="groups of the UNet's norms; they divide its widths, and groups of one channel forget colors"
-    )
+    groups: int = Field(32, ge=1, description="groups of the UNet's norms; with one channel each, they forget colors")
     context: int = Field(768, ge=8, multiple_of=8, description="width of the text encoder and of all conditions")
     vae_width: int = Field(128, ge=32, multiple_of=32, description="channels of the autoencoder's first level")
     vae_levels: tuple[int, ...] = Field((1, 2, 4, 4), min_length=2, description="one level more halves once more")

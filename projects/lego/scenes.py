@@ -20,11 +20,10 @@ from transformers import LlamaTokenizer
 from core.checkpoint.files import replacing
 from projects.lego import model, prompts
 from projects.lego.config import Config
-from projects.lego.model import Schedule, layouts, names
+from projects.lego.model import Schedule, TextEncoder, layouts, names
 from projects.lego.model.vlm import Vlm
 from projects.lego.model.vlm_files import save_vlm
 
-HEIGHT, WIDTH = 32, 43  # what a model of 32 pixels writes for videos of 4:3
 VIDEO = {"width": 480, "height": 360, "fps": 30.0}
 VISION = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 28,
@@ -37,53 +36,54 @@ LANGUAGE = {
 
 
 class Change(NamedTuple):
-    """An action: how it is labeled, how it is described in detail, and what of the frame it changes."""
+    """An action: how it is labeled, how it is described in detail, and the color that the box in the frame gets."""
 
     label: str
     description: str
-    box: tuple[float, float, float, float]
-    """Top, left, bottom, right as shares of the frame."""
     color: tuple[int, int, int]
 
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)
 CHANGES = (
-    Change("#C C switches off the light", "The person turns off the light with the left hand.", WHOLE, (14, 12, 20)),
-    Change("#C C switches on the light", "The person turns on the bright light.", WHOLE, (242, 240, 226)),
-    Change("#C C paints the wall", "The person paints the wall red with a brush.", WHOLE, (206, 40, 36)),
-    Change("#C C closes the curtain", "The person draws the blue curtain.", WHOLE, (36, 70, 190)),
+    Change("#C C dips the brush", "The person paints the box red with a brush.", (212, 40, 36)),
+    Change("#C C spreads a cloth", "The person lays a blue cloth over the box.", (32, 60, 214)),
+    Change("#C C pours corn", "The person fills the box with yellow corn.", (236, 206, 36)),
+    Change("#C C shuts the lid", "The person closes the black lid of the box.", (12, 12, 16)),
 )
+BOX = (210, 208, 204)  # whatever happens to it
+SIDE = 3 / 8  # of the box, as a share of the frame's
 
 
-def frame_pair(rng: random.Random, change: Change) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The frame before and of an action, uint8 (32, 43, 3): a soft room that an action changes."""
+def frame_pair(rng: random.Random, change: Change, *, height: int = 32) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The frame before and of an action, uint8 (H, 4/3 H, 3): a room in soft colors, and somewhere a pale box in it."""
     noise = np.random.default_rng(rng.getrandbits(64))
-    y, x = np.mgrid[0 : 1 : HEIGHT * 1j, 0 : 1 : WIDTH * 1j]
-    room = np.full((HEIGHT, WIDTH, 3), 1.0) * noise.uniform(90, 160, 3)
+    width = round(VIDEO["width"] / VIDEO["height"] * height)  # what a model that draws so high frames writes
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    room = np.full((height, width, 3), 1.0) * noise.uniform(90, 160, 3)
     for _ in range(3):
         wave = np.sin(2 * np.pi * (noise.uniform(-1.5, 1.5) * x + noise.uniform(-1.5, 1.5) * y + noise.random()))
         room += wave[..., None] * noise.uniform(-24, 24, 3)
-    after = room.copy()
-    top, left, bottom, right = change.box
-    inside = (y >= top) & (y <= bottom) & (x >= left) & (x <= right)
-    after[inside] = 0.15 * after[inside] + 0.85 * np.array(change.color)
-    before, changed = (picture.round().clip(0, 255).astype(np.uint8) for picture in (room, after))
-    return before, changed
+    top, left = noise.integers(0, 6, 2) / 8
+    inside = (y >= top) & (y <= top + SIDE) & (x >= left) & (x <= left + SIDE)
+    before, after = (np.where(inside[..., None], color, room) for color in (BOX, change.color))
+    return before.round().clip(0, 255).astype(np.uint8), after.round().clip(0, 255).astype(np.uint8)
 
 
-def write_pairs(root: Path, *, train: int = 240, val: int = 12) -> None:
+def write_pairs(root: Path, *, height: int = 32, train: int = 240, val: int = 24) -> None:
     """The released layout of Ego4D below `root`: frames, labels, sizes, and descriptions of half of the training part.
 
-    Only the instruction data has descriptions: those of the pairs are the language model's to write.
+    Only the instruction data has descriptions: those of the pairs are the language model's to write. The validation
+    part has rooms of its own, and in each of them all actions: their frames differ by the words alone.
     """
     folder, sizes, curated = root / "EgoGen" / "ego4d.fho", {}, []
     for split, count in (("train", train), ("val", val)):
         entries: dict[str, dict[str, dict[str, str]]] = {}
         for number in range(count):
-            change = CHANGES[number % len(CHANGES)]
-            clip, action = f"demo-{split}-{number // 4:02d}", str(number % 4)
+            scene, place = divmod(number, len(CHANGES))
+            change, room = CHANGES[place], scene if split == "val" else number
+            clip, action = f"demo-{split}-{scene:02d}", str(place)
             frames = [f"{clip}/{action}/pre_{time:06d}.jpg" for time in (10 * number, 10 * number + 5)]
-            for name, picture in zip(frames, frame_pair(random.Random(f"{split}/{number}"), change), strict=True):
+            pictures = frame_pair(random.Random(f"{split}/{room}"), change, height=height)
+            for name, picture in zip(frames, pictures, strict=True):
                 path = folder / split / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 buffer = io.BytesIO()
@@ -125,8 +125,7 @@ def write_stable_diffusion(path: Path, cfg: Config) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         lego, vae, text = model.build(cfg.model), model.autoencoder(cfg.model), model.text_encoder(cfg.model)
-        for table in (text.model.embeddings.token_embedding, text.model.embeddings.position_embedding):
-            torch.nn.init.normal_(table.weight)  # so that an encoder that learned nothing tells words apart
+        let_words_carry(text)
     average_pixels(vae, cfg.diffusion.scale_factor)
     state = layouts.official_state(lego, average=None, vae=vae, text=text, schedule=Schedule(), blocks=cfg.model.blocks)
     first = names.UNET + "input_blocks.0.0.weight"
@@ -134,6 +133,25 @@ def write_stable_diffusion(path: Path, cfg: Config) -> None:
     kept = {n: value.contiguous() for n, value in state.items() if not n.startswith(names.CONDITIONER)}
     with replacing(path) as temporary:
         torch.save({"state_dict": kept}, temporary)
+
+
+@torch.no_grad()
+def let_words_carry(text: TextEncoder) -> None:
+    """Make states of an encoder that learned nothing differ by prompt, above all at the many places of padding.
+
+    Fresh weights are so small that padding hears next to nothing of the words before it. Here every place attends to
+    all words before it alike, and not to padding: queries are a constant that points away from the key of padding.
+    """
+    tables, last = text.model.embeddings, text.tokenize([""])[0, -1]
+    torch.nn.init.normal_(tables.token_embedding.weight)
+    torch.nn.init.normal_(tables.position_embedding.weight, std=0.1)
+    for layer in text.model.encoder.layers:
+        attention, padding = layer.self_attn, layer.layer_norm1(tables.token_embedding.weight[last])
+        torch.nn.init.eye_(attention.k_proj.weight)
+        attention.q_proj.weight.zero_()
+        attention.q_proj.bias.copy_(-padding)
+        for linear in (attention.v_proj, attention.out_proj):
+            torch.nn.init.orthogonal_(linear.weight, gain=2.0)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from projects.lego.config import Config
 from projects.lego.model import Lego, Schedule, TextEncoder, layouts
 from projects.lego.sight import Sight, open_sight
 
-LEARNED = ("width", "levels", "blocks", "heads", "context", "features", "feature_width")
+LEARNED = ("width", "levels", "blocks", "heads", "groups", "context", "features", "feature_width")
 """Keys of the model section that a file of ours says about itself."""
 
 

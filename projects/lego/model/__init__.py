@@ -19,8 +19,9 @@ __all__ = [
 def build(cfg: ModelConfig) -> Lego:
     """UNet and conditioning with fresh weights."""
     return Lego(
-        width=cfg.width, levels=cfg.levels, blocks=cfg.blocks, heads=cfg.heads, context=cfg.context,
-        feature_width=cfg.feature_width, image=cfg.uses_image, text=cfg.uses_text, dropout=cfg.dropout,
+        width=cfg.width, levels=cfg.levels, blocks=cfg.blocks, heads=cfg.heads, groups=cfg.groups,
+        context=cfg.context, feature_width=cfg.feature_width, image=cfg.uses_image, text=cfg.uses_text,
+        dropout=cfg.dropout,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ class Lego(nn.Module):
         levels: Sequence[int] = (1, 2, 4, 4),
         blocks: int = 2,
         heads: int = 8,
+        groups: int = 32,
         context: int = 768,
         feature_width: int = 5120,
         image: bool = True,
@@ -43,6 +44,7 @@ class Lego(nn.Module):
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attending,
             layers_per_block=blocks,
             cross_attention_dim=context,
+            norm_num_groups=groups,
             attention_head_dim=heads,  # diffusers' name for the number of heads
         )
         self.conditioner = Conditioner(feature_width, context, image=image, text=text, dropout=dropout)
