@@ -6,7 +6,8 @@ python -m bench.sgear_model [--parts features frames sentences] [--batch 64] [--
 builds (B,T,K,D); prototypes normalized anew at each use; GPT-2 from transformers; both TCA blocks over all tokens; one
 sentence at a time. It is written out below, takes the same weights, and has to give the same answers before anything is
 timed. On one thread the process's own CPU time is taken, which other work on the machine disturbs least. Peak memory is
-that of a process that does nothing else.
+that of a process that does nothing else. "products" is the time that the matrix products of a step take alone, all of
+them at the rate that the decoder's largest ones reach here: no arrangement of the same arithmetic is faster.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2Model
 
 from core.optim import OptimConfig
@@ -234,7 +236,28 @@ def features_step(which: str, batch: int, rounds: int, small: bool) -> None:
         start = time.process_time()
         run()
         times.append(time.process_time() - start)
-    print(f"{statistics.median(times) / batch} {peak_gb()}")
+    peak = peak_gb()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    print(f"{statistics.median(times) / batch} {peak} {operations(run) / batch / product_rate(batch * FRAMES, dtype)}")
+
+
+def operations(run: Callable[[], None]) -> float:
+    """Floating-point operations in the matrix products of a step."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def product_rate(rows: int, dtype: torch.dtype) -> float:
+    """Operations a second in the decoder's largest layer and its two gradients, the best of three."""
+    x, grad = torch.randn(rows, 2048, dtype=dtype), torch.randn(rows, 8192, dtype=dtype)
+    weight = torch.randn(8192, 2048, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        start = time.process_time()
+        F.linear(x, weight), grad @ weight, grad.mT @ x
+        best = min(best, time.process_time() - start)
+    return 3 * 2 * rows * 2048 * 8192 / best
 
 
 def check_features(small: bool) -> None:
@@ -260,10 +283,10 @@ def bench_features(args: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "bench.sgear_model", "--step", which, "--batch", str(batch)]
         command += ["--rounds", str(args.rounds), "--threads", str(args.threads)] + (["--small"] if args.small else [])
         answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        seconds, peak = float(answer[-2]), float(answer[-1])
+        seconds, peak, products = map(float, answer[-3:])
         reference = seconds if (which, batch) == ("plain", 4) else reference
         ratio = f"{reference / seconds:5.2f}x" if reference else "      "
-        note = f"[{1e3 * seconds:8.1f} ms a sample]  peak {peak:.2f} GB"
+        note = f"[{1e3 * seconds:8.1f} ms a sample, products {1e3 * products:8.1f}]  peak {peak:.2f} GB"
         print(f"    {which:<10} batch {batch:<3} {ratio}  {note}", flush=True)
 
 
