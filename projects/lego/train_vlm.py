@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from accelerate import init_empty_weights
@@ -74,7 +74,7 @@ def train(cfg: VlmConfig, job: Run) -> dict[str, float]:
         factor=log_warmup(round(WARMUP * total)) if cfg.warmup == "log" else None,
     )
     saved = Checkpoints(job.out, best="val/loss", mode="min", keep=cfg.run.keep, about={"vlm": net.config})
-    epoch_loss, speed, flops = Meter(), Throughput(), Flops(net, job.device, recomputed=cfg.model.checkpointing)
+    epoch_loss, speed, flops = Meter(), Throughput(), Flops(net, job.device)
     state: dict[str, Part] = {"model": net, "step": step, "loader": loader, "epoch_loss": epoch_loss}
     saved.restore(state)
     job.log.rewind(step.count)
@@ -91,7 +91,7 @@ def train(cfg: VlmConfig, job: Run) -> dict[str, float]:
             norm = step.backward(loss)
             epoch_loss.add(loss)
             speed.add(len(batch["id"]), loader.wait_s)
-            flops.add(batch["mask"])
+            flops.add(batch["mask"], batch["labels"])
             if norm is None:
                 continue
 
@@ -177,26 +177,53 @@ def validate(net: torch.nn.Module, loader: Loader, cfg: VlmConfig, job: Run) -> 
 
 
 class Flops:
-    """How much of the device's arithmetic training uses: 6 operations a parameter and token, 8 with recomputation."""
+    """How much of the device's arithmetic goes into the language model: model FLOP utilization (MFU).
 
-    def __init__(self, net: Vlm, device: torch.device, *, recomputed: bool) -> None:
-        parameters = sum(p.numel() for p in net.language.parameters())
-        self.per_token = (8 if recomputed else 6) * parameters
+    A token takes 4 operations for every weight and 2 more where it learns; weights of the vocabulary are met by the
+    tokens that are learned alone, and what is computed again in the backward pass does not count.
+    """
+
+    def __init__(self, net: Vlm, device: torch.device) -> None:
+        head = net.language.lm_head.weight
+        self.per_learned = _operations([head])
+        self.per_token = _operations(net.language.model.layers.parameters())
         self.image = net.vision.patches - 1
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self.peak = next((peak for model, peak in PEAK_FLOPS.items() if model in name), 0.0)
-        self.tokens, self.began = 0, time.perf_counter()
+        self.peak = peak_flops(device)
+        self.began = time.perf_counter()
+        self.operations: float | Tensor = 0.0
 
-    def add(self, mask: Tensor) -> None:
-        """Count a batch by its shape, which needs no word from the device."""
-        self.tokens += mask.shape[0] * (mask.shape[1] + self.image)
+    def add(self, mask: Tensor, labels: Tensor) -> None:
+        """Count a batch, without a word from the device."""
+        self.operations = self.operations + mask.shape[0] * (mask.shape[1] + self.image) * self.per_token
+        self.operations = self.operations + (labels != IGNORED).sum().double() * self.per_learned
 
     def read(self) -> dict[str, float]:
-        """TFLOP/s since the last call, and the share of the peak where that is known."""
+        """TFLOP/s since the last call, and the share of the peak."""
         now = time.perf_counter()
-        rate = self.per_token * self.tokens / (now - self.began)
-        self.tokens, self.began = 0, now
-        return {"tflops": rate / 1e12} | ({"mfu": rate / self.peak} if self.peak else {})
+        rate = float(self.operations) / (now - self.began)
+        self.operations, self.began = 0.0, now
+        return {"tflops": rate / 1e12, "mfu": rate / self.peak}
+
+
+def _operations(weights: Iterable[Tensor]) -> int:
+    return sum((6 if weight.requires_grad else 4) * weight.numel() for weight in weights)
+
+
+def peak_flops(device: torch.device) -> float:
+    """Operations a second: of the maker for GPUs we know, else what a product of two matrices reaches now."""
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else ""
+    if known := next((peak for model, peak in PEAK_FLOPS.items() if model in name), 0.0):
+        return known
+    size = 8192 if cuda else 1024
+    matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+    best = math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        total = (matrix @ matrix)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - began)
+        assert total > 0
+    return 2 * size**3 / best
 
 
 def publish(net: Vlm, tokenizer: PreTrainedTokenizerBase, cfg: VlmConfig, job: Run) -> str:

@@ -73,6 +73,7 @@ def test_answers_are_learned_and_the_folder_opens(data: Path, tmp_path: Path) ->
     assert metrics["train/loss_epoch"] < 3.5
     assert metrics["val/loss"] > 0
     assert all(rate > 0 for rate in rows(out, "tflops"))
+    assert all(0 < share < 1 for share in rows(out, "mfu"))
     net, _ = vlm_files.open_vlm(out / "vlm")
     start, _ = vlm_files.open_vlm(data / "start")
     for name, value in net.named_parameters():

@@ -50,7 +50,8 @@ class Batch:
             if size != goal and self.dataset != "epickitchen":
                 raise ValueError(
                     f"{name}: the generated frame is {size[1]}x{size[0]}, the true one {goal[1]}x{goal[0]}; generate "
-                    "with the metadata JSON in place, which holds the videos' shapes"
+                    "at the height of the true frames (data.size) and with the metadata JSON in place, which holds the "
+                    "videos' shapes"
                 )
             found.append(floats(image) if size == goal else scaled(floats(image), goal))
         return found
