@@ -70,7 +70,7 @@ def build(cfg: Config) -> model.Detector:
 
 def official_state(net: model.Detector) -> dict[str, Tensor]:
     """Weights in official names and shapes: norms and scales (1,C,1), linear layers (O,I,1), below `module.`."""
-    state = {f"module.{name}": value.detach().cpu() for name, value in net.state_dict().items()}
+    state = {f"module.{name}": value.detach() for name, value in net.state_dict().items()}
     for name, module in net.named_modules():
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             for part in ("weight", "bias"):
@@ -149,7 +149,7 @@ def _network(name: str) -> str:
 
 def _write_official(net: model.Detector, out: Path, about: Mapping[str, Any]) -> None:
     """What the official eval.py reads. It has no optimizer: a run goes on where it began."""
-    state = official_state(net)
+    state = {name: value.cpu() for name, value in official_state(net).items()}
     with replacing(out) as temporary:
         torch.save({"epoch": int(about.get("epoch", 0)), "state_dict": state, "state_dict_ema": state}, temporary)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from projects.actionformer.validation import ConfigurationError, suggested_lengt
 from tests.actionformer import golden
 from tests.support import cases
 
+# Of the official network of each configuration: number of tensors, and digest of the sorted lines "name size,size,...".
+KEYS = json.loads(Path(__file__).with_name("official_keys.json").read_text())
 NAMES = [
     "thumos_i3d", "anet_tsp", "anet_i3d", "epic_slowfast_verb", "epic_slowfast_noun", "ego4d_slowfast",
     "ego4d_omnivore", "ego4d_egovlp", "ego4d_slowfast_egovlp", "ego4d_omnivore_egovlp",
@@ -41,6 +45,22 @@ def test_networks_have_the_official_number_of_parameters(name: str) -> None:
     with torch.device("meta"):
         net = convert.build(config.load(Config, convert.CONFIGS / f"{name}.yaml"))
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], abs=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_official_checkpoints_load_completely(name: str) -> None:
+    """A file with the official names and shapes: nothing missing, unexpected or dropped."""
+    with torch.device("meta"):
+        net = convert.build(config.load(Config, convert.CONFIGS / f"{name}.yaml"))
+    shapes = {key: value.shape for key, value in convert.official_state(net).items()}
+    lines = sorted(f"{key} {','.join(map(str, shape))}" for key, shape in shapes.items())
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert {"tensors": len(lines), "sha256": digest} == KEYS[name]
+    state = {key: torch.tensor(1.5).expand(shape) for key, shape in shapes.items()}
+    report = convert.load(net.to_empty(device="cpu"), {"epoch": 1, "state_dict_ema": state})
+    assert (report.missing, report.unexpected, report.dropped) == ((), (), ())
+    assert len(report.loaded) == KEYS[name]["tensors"]
+    assert all(bool((value == 1.5).all()) for value in net.parameters())
 
 
 def test_switches_under_backbone_and_aliases_are_read() -> None:
