@@ -60,7 +60,8 @@ nearest = $(or $(shell $(BASE) -c 'import difflib, sys; given, *names = sys.argv
 known   = $(if $(filter-out $3,$(or $2,?)),$(error $(if $2,$1=$2 is not known here,$1 is missing); valid: \
 	$(call nearest,$1,$2,$3)))
 
-OPTIONS = $(if $(OUT),$(call quote,run.out=$(OUT))) $(ARGS)
+# OUT comes last: it holds against the run.out of an @file in ARGS too.
+OPTIONS = $(ARGS) $(if $(OUT),$(call quote,run.out=$(OUT)))
 WEIGHTS = $(if $(CKPT),$(call quote,ckpt=$(CKPT)))
 # The same command as one process, as one process per GPU, or as a job on several machines.
 RUN     = $(if $(filter-out 0 1,$(NODES)),$(PY) -m core.slurm nodes=$(NODES) gpus=$(GPUS) $(SLURM) --,$(PY) \

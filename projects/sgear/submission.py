@@ -43,8 +43,10 @@ def header(dataset: str, levels: Sequence[int]) -> dict[str, Any]:
 def entries(fused: Scores, benchmark: Benchmark, part: str) -> Iterator[tuple[str, Entry]]:
     """Every annotated action of a part with its scores; those with nothing to see before them get zeros.
 
-    Raises: ValueError when a sample that can be seen was not scored.
+    Raises: ValueError when a sample that can be seen was not scored, and for a dataset with fewer actions.
     """
+    if len(benchmark.actions) < ACTIONS:
+        raise ValueError(f"an entry lists {ACTIONS} actions, and this dataset has {len(benchmark.actions)} in all")
     clips = benchmark.clips(part)
     known = set(fused.id)
     lost = [name for name in clips.segments.id.tolist() if name not in known]

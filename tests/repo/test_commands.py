@@ -167,7 +167,8 @@ def test_one_command_line_from_a_process_to_a_cluster() -> None:
 
 def test_spaces_and_quotes_reach_the_command() -> None:
     words = last("OUT=runs/it's here", "ARGS=optim.lr=1e-4 'data.root=my clips'")
-    assert words[-3:] == ["run.out=runs/it's here", "optim.lr=1e-4", "data.root=my clips"]
+    # OUT comes last, so that it also holds against the run.out of an @file in ARGS.
+    assert words[-3:] == ["optim.lr=1e-4", "data.root=my clips", "run.out=runs/it's here"]
 
 
 def test_variables_of_the_environment_do_not_leak_in() -> None:

@@ -82,6 +82,13 @@ def test_an_entry_lists_all_classes_and_the_100_best_actions(root: Path) -> None
         list(submission.entries(short, benchmark, "test"))
 
 
+def test_a_dataset_with_fewer_than_100_actions_is_refused(kitchen: Path) -> None:
+    benchmark = opened(kitchen)
+    found = metrics.marginal((), np.zeros((0, 20), dtype=np.float32), benchmark.classes)
+    with pytest.raises(ValueError, match="lists 100 actions, and this dataset has 20"):
+        next(submission.entries(found, benchmark, "test"))
+
+
 def test_a_zero_entry_may_name_nouns_that_do_not_exist(root: Path) -> None:
     """With 300 nouns `0,0` to `0,99` are classes; here are 12, so the check has to say it."""
     wrong = submission.problems(made(opened(root), "test"), opened(root), "test")
