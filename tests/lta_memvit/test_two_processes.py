@@ -12,6 +12,7 @@ import torch
 
 from core import dist
 from core.checkpoint import read_weights, save_weights
+from core.run import Run
 from projects.lta_memvit import data, eval, train, weights
 from projects.lta_memvit.data import Benchmark
 from tests.dist.pool import Team
@@ -23,11 +24,15 @@ MEMVIT = ("model.backbone=memvit_nano", "clip.crop=16", "clip.jitter=[16,20]", "
 LEARNING = ("model.dropout=0", "model.drop_path=0", "optim.name=sgd", "optim.lr=0.001", "optim.schedule=constant")
 
 
-def command(which: str, args: list[str]) -> dict[str, float]:
-    """A command of the project in this process of a pool, which a run must not leave; without pages and tables."""
+def command(which: str, args: list[str], stop_at: int = -1) -> dict[str, float]:
+    """A command of the project in this process of a pool, which a run must not leave; without pages and tables.
+
+    A training is asked to stop after its batch number `stop_at`.
+    """
     main = {"train": train.main, "eval": eval.main}[which]
     with (
         mock.patch.object(dist, "shutdown"),
+        mock.patch.object(Run, "stopping", lambda self, step=None: step == stop_at),
         mock.patch.object(eval.report, "write"),
         mock.patch.object(train.summary, "describe", return_value=""),
     ):
@@ -39,7 +44,7 @@ def benchmark(root: Path, out: Path) -> Benchmark:
 
 
 @pytest.mark.parametrize("task", ["recognition", "forecasting"])
-def test_two_processes_train_as_one(two: Team, made: Path, tmp_path: Path, task: str) -> None:
+def test_two_and_three_processes_train_as_one(two: Team, three: Team, made: Path, tmp_path: Path, task: str) -> None:
     """MeMViT with a stream in every row of the common batch: what differs is the order of sums."""
     start = tmp_path / "start.safetensors"
     cfg = configured(made, tmp_path, *MEMVIT, f"task={task}")
@@ -47,24 +52,37 @@ def test_two_processes_train_as_one(two: Team, made: Path, tmp_path: Path, task:
     args = {
         size: settings(
             made, tmp_path / f"{size}", *MEMVIT, *LEARNING, f"task={task}", f"model.init={start}",
-            "model.init_head=true", f"loader.batch_size={4 // size}",
+            "model.init_head=true", f"loader.batch_size={6 // size}",
         )
-        for size in (1, 2)
+        for size in (1, 2, 3)
     }  # fmt: skip
     alone = command("train", args[1])
-    both = two(command, "train", args[2])
     assert alone
-    for result in both:
+    for result in two(command, "train", args[2]) + three(command, "train", args[3]):
         assert result.keys() == alone.keys()
-    tensors, other = (read_weights(tmp_path / f"{size}/checkpoints/last.safetensors")[0] for size in (1, 2))
+    tensors, *others = (read_weights(tmp_path / f"{size}/checkpoints/last.safetensors")[0] for size in (1, 2, 3))
     fresh = read_weights(start)[0]
     moved = [name for name, value in tensors.items() if not torch.equal(value, fresh[name])]
     assert any("compress" in name for name in moved)
     assert any("rel_pos_mem" in name for name in moved)
     for name, value in tensors.items():
-        torch.testing.assert_close(
-            other[name], value, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        for other in others:
+            torch.testing.assert_close(
+                other[name], value, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize("task", ["recognition", "forecasting"])
+def test_two_processes_that_were_stopped_go_on_bit_for_bit(two: Team, made: Path, tmp_path: Path, task: str) -> None:
+    """In the middle of an epoch, and so of clips: each process finds the streams that it remembered."""
+    more = (*MEMVIT, f"task={task}", "loader.batch_size=2", "optim.lr=0.001", "memory.sampler=all")
+    whole, parts = (settings(made, tmp_path / name, *more) for name in ("whole", "parts"))
+    expected = two(command, "train", whole)
+    assert expected[0]
+    assert two(command, "train", parts, 5) == [{}, {}]
+    assert two(command, "train", parts) == expected
+    ours, theirs = (read_weights(tmp_path / f"{name}/checkpoints/last.safetensors")[0] for name in ("parts", "whole"))
+    assert all(ours[name].equal(value) for name, value in theirs.items())
 
 
 @pytest.mark.parametrize("task", ["recognition", "forecasting"])
