@@ -6,7 +6,8 @@ The plain way is that of diffusers' InstructPix2Pix example: autoencoder and tex
 written out, convolutions are laid out as they come. Ours reads moments and states from the caches, attends with
 scaled_dot_product_attention and keeps convolutions in channels_last. Both start from the same weights, draw the same
 noise and take the same AdamW step; losses and updated weights are compared before anything is timed. Peak memory is
-that of a process of its own for each way, above what it held before the networks were made.
+that of a process of its own for each way, above what it held before the networks were made; beside it stands what
+projects.lego.memory counts for the same step without running it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from core.data import LoaderConfig
 from core.optim import OptimConfig
 from core.step import TrainStep
-from projects.lego import model
+from projects.lego import memory, model
+from projects.lego.config import Config, DataConfig, ModelConfig, ShowConfig
 from projects.lego.losses import criterion
 from projects.lego.model import Condition, Lego, Schedule
 from projects.lego.train import decay_everywhere, freeze
@@ -36,13 +39,17 @@ OPTIM = OptimConfig(name="adamw", lr=1e-4, weight_decay=0.01, schedule="constant
 def make(args: argparse.Namespace) -> tuple[Lego, Any, Any]:
     """The networks of Stable Diffusion's structure at a width the machine can hold; the encoders in proportion."""
     torch.manual_seed(0)
-    share = args.width / 320
-    context = max(64, round(768 * share / 64) * 64)
+    share, context = args.width / 320, context_width(args)
     lego = model.Lego(width=args.width, context=context, feature_width=args.features)
     freeze(lego, train_conditioner=False)
     vae = model.build_vae(max(32, round(128 * share / 32) * 32))
     text = model.TextEncoder(width=context, layers=12, heads=context // 64, vocabulary=49408)
     return lego.train(), vae, text
+
+
+def context_width(args: argparse.Namespace) -> int:
+    """The width of all conditions, in proportion."""
+    return max(64, round(768 * args.width / 320 / 64) * 64)
 
 
 def batch(args: argparse.Namespace) -> dict[str, Tensor]:
@@ -101,19 +108,26 @@ class Plain:
         return loss.detach()
 
 
+def encoded(args: argparse.Namespace, data: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the caches hold of a batch."""
+    _, vae, text = make(args)
+    with torch.no_grad():
+        return {
+            "source": model.encode(vae, data["source"])[:, :4],
+            "moments": model.encode(vae, data["target"]),
+            "states": text(data["tokens"]),
+        }
+
+
 class Ours:
     """The UNet alone, on what the caches hold."""
 
-    def __init__(self, args: argparse.Namespace, data: dict[str, Tensor]) -> None:
-        self.lego, vae, text = make(args)
+    def __init__(self, args: argparse.Namespace, cached: dict[str, Tensor], *, recompute: bool = False) -> None:
+        self.lego, _, _ = make(args)
         quiet(self.lego)
-        with torch.no_grad():  # what the caches hold; the frozen networks go
-            self.cached = {
-                "source": model.encode(vae, data["source"])[:, :4],
-                "moments": model.encode(vae, data["target"]),
-                "states": text(data["tokens"]),
-            }
-        del vae, text
+        if recompute:
+            self.lego.unet.enable_gradient_checkpointing()
+        self.cached = cached
         rules = decay_everywhere(OPTIM.weight_decay)
         self.step = TrainStep(self.lego, OPTIM, batches_per_epoch=10**6, channels_last=True, rules=rules)
         self.schedule = Schedule()
@@ -146,13 +160,22 @@ def peak(which: str, args: argparse.Namespace, answers: Any) -> None:
     torch.set_num_threads(args.threads)
     data = batch(args)
     before = high_water()
-    step = Plain(args) if which == "plain" else Ours(args, data)
+    if which == "plain":
+        step: Plain | Ours = Plain(args)
+    else:  # caches were filled by another process; any values do
+        latents, width = data["noise"], context_width(args)
+        cached = {
+            "source": latents,
+            "moments": latents.repeat(1, 2, 1, 1),
+            "states": torch.zeros(args.batch, 77, width),
+        }
+        step = Ours(args, cached, recompute=which == "recomputed")
     for _ in range(2):
         step(data)
     answers.send(high_water() - before)
 
 
-def memory(which: str, args: argparse.Namespace) -> int:
+def measured(which: str, args: argparse.Namespace) -> int:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=peak, args=(which, args, theirs))
@@ -161,6 +184,20 @@ def memory(which: str, args: argparse.Namespace) -> int:
     found: int = ours.recv()
     process.join()
     return found
+
+
+def counted(args: argparse.Namespace, *, recompute: bool) -> int:
+    """What projects.lego.memory says of our step, in bytes."""
+    width, context = args.width, context_width(args)
+    cfg = Config(
+        data=DataConfig(size=(args.size, args.size)),
+        model=ModelConfig(width=width, context=context, feature_width=args.features, checkpointing=recompute),
+        loader=LoaderConfig(batch_size=args.batch),
+        optim=OPTIM,
+        precision="fp32",
+        show=ShowConfig(every=0),
+    )
+    return memory.estimate(cfg)["total"]
 
 
 def sampling(args: argparse.Namespace) -> None:
@@ -199,18 +236,10 @@ def sampling(args: argparse.Namespace) -> None:
     print(f"{'keys and values once, one zero token for 333':<44}{fast:>9.3f} s{slow / fast:>9.2f} x")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=64, help="channels of the UNet's first level; official: 320")
-    parser.add_argument("--size", type=int, default=128, help="pixels of a frame; official: 256")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--features", type=int, default=512, help="width of the VLLM features; official: 5120")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def training(args: argparse.Namespace) -> None:
+    """A training step both ways; losses and updated weights are compared first."""
     data = batch(args)
-    plain, ours = Plain(args), Ours(args, data)
+    plain, ours = Plain(args), Ours(args, encoded(args, data))
     losses = [float(step(data)) for step in (plain, ours)]
     assert abs(losses[0] - losses[1]) < 1e-4 * losses[0], losses
     for (name, a), b in zip(plain.lego.unet.named_parameters(), ours.lego.unet.parameters(), strict=True):
@@ -222,11 +251,37 @@ def main() -> None:
             times[name].append(timed(lambda step=step: step(data)))
     slow, fast = (statistics.median(times[name]) for name in ("plain", "ours"))
     count = sum(p.numel() for p in ours.lego.unet.parameters())
-    del plain, ours
-    more, less = (memory(name, args) for name in ("plain", "ours"))
     print(f"training step: UNet of {count / 1e6:.0f} M parameters, {args.batch} pairs of {args.size}x{args.size}, fp32")
-    print(f"{'encoders in each step, attention written out':<44}{slow:>9.3f} s{'':>11}{more / 2**20:>8.0f} MiB")
-    print(f"{'caches, SDPA, channels_last':<44}{fast:>9.3f} s{slow / fast:>9.2f} x{less / 2**20:>8.0f} MiB")
+    print(f"{'encoders in each step, attention written out':<44}{slow:>9.3f} s")
+    print(f"{'caches, SDPA, channels_last':<44}{fast:>9.3f} s{slow / fast:>9.2f} x")
+
+
+def sizes(args: argparse.Namespace) -> None:
+    """Peak memory of a step each way, and what is counted without running it."""
+    args = argparse.Namespace(**{**vars(args), "size": args.memory_size, "batch": args.memory_batch})
+    print(
+        f"\npeak memory of a training step, {args.batch} pairs of {args.size}x{args.size}{'measured':>18}{'counted':>12}"
+    )
+    print(f"{'encoders in each step, attention written out':<54}{measured('plain', args) / 2**20:>8.0f} MiB")
+    for name, title in (("ours", "caches, SDPA, channels_last"), ("recomputed", "and activations recomputed")):
+        told = counted(args, recompute=name == "recomputed") / 2**20
+        print(f"{title:<54}{measured(name, args) / 2**20:>8.0f} MiB{told:>8.0f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=64, help="channels of the UNet's first level; official: 320")
+    parser.add_argument("--size", type=int, default=128, help="pixels of a frame; official: 256")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--memory-size", type=int, default=256, help="pixels where memory is measured; official: 256")
+    parser.add_argument("--memory-batch", type=int, default=4)
+    parser.add_argument("--features", type=int, default=512, help="width of the VLLM features; official: 5120")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    training(args)
+    sizes(args)
     sampling(args)
 
 

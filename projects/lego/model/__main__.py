@@ -1,11 +1,14 @@
-"""Parameters and multiply-adds of the configured networks: python -m projects.lego.model CONFIG [KEY=VALUE ...]."""
+"""Parameters and multiply-adds of the configured networks, and the memory of a training step.
+
+python -m projects.lego.model CONFIG [KEY=VALUE ...]
+"""
 
 import sys
 
 import torch
 
 from core import config, summary
-from projects.lego import model
+from projects.lego import memory, model
 from projects.lego.config import Config
 from projects.lego.model import Condition
 
@@ -20,4 +23,4 @@ if __name__ == "__main__":
     features = torch.zeros(1, 256, cfg.model.feature_width), torch.zeros(1, 77, cfg.model.feature_width)
     condition = Condition(torch.zeros(1, 77, cfg.model.context), *features)
     table = summary.describe(lego, (latents, torch.zeros(1), latents, condition), depth=2)
-    sys.stdout.write(f"frozen: {frozen} parameters\n{table}\n")
+    sys.stdout.write(f"frozen: {frozen} parameters\n{table}\n\na training step takes\n{memory.describe(cfg)}\n")
