@@ -259,9 +259,8 @@ def training(args: argparse.Namespace) -> None:
 def sizes(args: argparse.Namespace) -> None:
     """Peak memory of a step each way, and what is counted without running it."""
     args = argparse.Namespace(**{**vars(args), "size": args.memory_size, "batch": args.memory_batch})
-    print(
-        f"\npeak memory of a training step, {args.batch} pairs of {args.size}x{args.size}{'measured':>18}{'counted':>12}"
-    )
+    title = f"peak memory of a training step, {args.batch} pairs of {args.size}x{args.size}"
+    print(f"\n{title:<54}{'measured':>12}{'counted':>12}")
     print(f"{'encoders in each step, attention written out':<54}{measured('plain', args) / 2**20:>8.0f} MiB")
     for name, title in (("ours", "caches, SDPA, channels_last"), ("recomputed", "and activations recomputed")):
         told = counted(args, recompute=name == "recomputed") / 2**20
