@@ -4,7 +4,7 @@ from core.checkpoint.checkpoints import Checkpoints
 from core.checkpoint.files import fetch, write_atomic
 from core.checkpoint.pickles import StandIn, read_pickle
 from core.checkpoint.store import Store
-from core.checkpoint.weights import NUMPY, LoadReport, Rule, load_weights, read_weights, save_weights
+from core.checkpoint.weights import NUMPY, LoadReport, Rule, load_weights, read_inert, read_weights, save_weights
 
 __all__ = [
     "NUMPY",
@@ -15,6 +15,7 @@ __all__ = [
     "Store",
     "fetch",
     "load_weights",
+    "read_inert",
     "read_pickle",
     "read_weights",
     "save_weights",

@@ -121,6 +121,20 @@ def read_weights(
     return tensors, about
 
 
+def read_inert(path: str | Path) -> Any:
+    """All that a torch file holds: tensors, numbers, texts and containers; any other object becomes a plain dict.
+
+    For what a foreign training run left beside its weights, such as the state of its optimizer. No code of it runs.
+
+    Raises:
+        ValueError: naming the file, when it is missing, damaged, or wants more than making objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file (working folder {Path.cwd()})")
+    return _read_inert(path)
+
+
 def load_weights(
     model: nn.Module,
     source: str | Path | Mapping[str, Any],

@@ -33,6 +33,7 @@ from core.checkpoint import (
     Checkpoints,
     fetch,
     load_weights,
+    read_inert,
     read_weights,
     save_weights,
     write_atomic,
@@ -491,6 +492,9 @@ def test_objects_of_a_framework_become_plain_dicts_that_run_nothing(tmp_path: Pa
     assert torch.equal(tensors["w"], torch.ones(2))
     assert about["key"] == "state_dict"
     assert load_weights(nn.ParameterDict({"w": torch.zeros(2)}), path, allow="inert").loaded == ("w",)
+    assert read_inert(path)["callbacks"]["last"] == {}
+    with pytest.raises(ValueError, match="no such file"):
+        read_inert(tmp_path / "absent.ckpt")
     assert capsys.readouterr().out == ""
 
 
