@@ -291,6 +291,9 @@ class Config(Section):
         name="adamw", lr=1e-3, epochs=35, warmup=5, schedule="cosine", ema=0.999, ema_warmup=0
     )
     init: str = Field("", description="weights to start from: any file that convert reads")
+    resume: str = Field(
+        "", description="an official epoch_XXX.pth.tar whose run goes on here; checkpoints of run.out come first"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32", description="auto: bf16 where the GPU has it, about twice as fast there"
     )

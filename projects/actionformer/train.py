@@ -16,7 +16,7 @@ from core.data import Loader
 from core.log import Throughput
 from core.run import Run
 from core.step import TrainStep
-from projects.actionformer import convert, data, eval, validation, weights
+from projects.actionformer import convert, data, eval, official_run, validation, weights
 from projects.actionformer.config import Config
 from projects.actionformer.data import Benchmark
 from projects.actionformer.loss_log import LossLogger
@@ -51,7 +51,8 @@ def train(cfg: Config, job: Run) -> dict[str, float]:
     criterion = Criterion(cfg.loss, cfg.model.name, cfg.data.classes, job.device)
     saved = Checkpoints(job.out, best="val/mAP", keep=cfg.run.keep, about=weights.about(cfg, benchmark.classes))
     state: dict[str, Any] = {"model": net, "step": step, "loader": loader, "criterion": criterion}
-    saved.restore(state)
+    if not saved.restore(state) and cfg.resume:
+        job.log.info(official_run.resume(cfg.resume, step, loader))
     job.log.rewind(step.count)
     losses, speed, metrics = LossLogger(cfg.run.log_every), Throughput(), {}
 
