@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from core.data import Batch, Sample, SampleError, pad
+from core.data import Batch, Sample, SampleError
 from projects.actionformer import custom
 from projects.actionformer.annotations import Annotations, Row, Video, read_annotations, without_repetitions
 from projects.actionformer.config import DataConfig
@@ -252,10 +253,10 @@ class FeatureVideos:
             whole = torch.from_numpy(self.sources.read(video)).t()
             if whole.shape[1] != self.cfg.max_length:
                 whole = F.interpolate(whole[None], size=self.cfg.max_length, mode="linear", align_corners=False)[0]
-            return whole[:, start:stop].contiguous()
+            return whole[:, start:stop]
         step = self.cfg.downsample
         rows = self.sources.read(video, start * step, min(stop * step, self.sources.length(video)), step)
-        return torch.from_numpy(rows).t().contiguous()
+        return torch.from_numpy(rows).t()
 
     def actions(self, video: Video, geometry: Geometry) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Segments on the grid and labels; computed in float32 from float32 seconds, as the official readers do."""
@@ -287,8 +288,15 @@ def sample_of(
 def collate(samples: Sequence[Sample]) -> Batch:
     """A batch: features (B, C, T) padded to the longest, mask (B, T), the rest as lists of exact numbers.
 
-    `lengths` says without a look at the mask, which may be on a GPU, how many features each sample has.
+    Features lie in memory as in their files, step by step, which is what the network reads. `lengths` says without a
+    look at the mask, which may be on a GPU, how many features each sample has.
     """
-    batch = pad([{key: sample[key] for key in ("id", "features")} for sample in samples], ["features"])
-    batch["lengths"] = [sample["features"].shape[-1] for sample in samples]
-    return {**batch, **{key: [sample[key] for sample in samples] for key in LISTS}}
+    lengths = [sample["features"].shape[-1] for sample in samples]
+    rows = pad_sequence([sample["features"].t() for sample in samples], batch_first=True)
+    return {
+        "id": [sample["id"] for sample in samples],
+        "features": rows.transpose(1, 2),
+        "mask": torch.arange(rows.shape[1]) < torch.tensor(lengths)[:, None],
+        "lengths": lengths,
+        **{key: [sample[key] for sample in samples] for key in LISTS},
+    }

@@ -139,7 +139,7 @@ def _of_source(name: str, source: Source | Sources, geometry: Geometry, duration
     length = source.length(name) if isinstance(source, Sources) else source.shape(name)[0]
 
     def read(start: int, stop: int) -> Tensor:
-        return torch.from_numpy(source.read(name, start, stop)).t().contiguous()
+        return torch.from_numpy(source.read(name, start, stop)).t()
 
     seconds = float(geometry.seconds(length)) if duration_s is None else duration_s
     return _laid(Input(name, read, length, geometry, seconds, cfg.predict.video), cfg)
@@ -147,7 +147,7 @@ def _of_source(name: str, source: Source | Sources, geometry: Geometry, duration
 
 def _input(name: str, rows: Tensor, geometry: Geometry, duration_s: float, video: Path | None, cfg: Config) -> Input:
     """Features (T,C) at hand."""
-    return _laid(Input(name, lambda a, b: rows[a:b].t().contiguous(), len(rows), geometry, duration_s, video), cfg)
+    return _laid(Input(name, lambda a, b: rows[a:b].t(), len(rows), geometry, duration_s, video), cfg)
 
 
 def _laid(given: Input, cfg: Config) -> Input:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core.nn import Rope, attend
 from projects.actionformer.model.conv import MaskedConv
-from projects.actionformer.model.linear import Linear, answers_on_cpu
+from projects.actionformer.model.linear import Linear, computes_on_cpu
 from projects.actionformer.model.window import window_attention
 
 
@@ -53,7 +53,7 @@ class ConvAttention(nn.Module):
             self.get_submodule(name)(self.get_submodule(f"{name}_norm")(self.get_submodule(f"{name}_conv")(x)))
             for name in ("query", "key", "value")
         )
-        if self.window and answers_on_cpu(x):
+        if self.window and computes_on_cpu(x):
             bias = None if self.rel_pe is None else self.rel_pe[0, 0]
             y = window_attention(q, k, v, real, heads=self.heads, window=self.window, bias=bias)
         else:

@@ -70,7 +70,7 @@ class Backbone(nn.Module):
             parts = x.split(self.channels, dim=2)
             x = torch.cat([proj(part, floats[0]) for proj, part in zip(self.proj, parts, strict=True)], dim=2)
         for conv, normalize in zip(self.embd, self.embd_norm, strict=True):
-            x = F.relu(normalize(conv(x, floats[0])))
+            x = F.relu_(normalize(conv(x, floats[0])))
         if self.positions is not None:
             x = x + self._positions(x.shape[1], reference) * floats[0]
         for block in self.stem:

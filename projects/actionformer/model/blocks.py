@@ -88,15 +88,14 @@ class TransformerBlock(nn.Module):
         y = self.attn(self.ln1(x), real)
         x = pool(x, self.stride)
         x = self.drop_path_attn.add(x, y) if self.scaled else x + y
-        y = self._feed_forward(x)
-        x = self.drop_path_mlp.add(x, y) if self.scaled else x + y
-        return erase(x, mask)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        if answers_on_cpu(x):
-            return torch.cat([self.mlp(self.ln2(part)) for part in x.split(_ROWS, dim=1)], dim=1)
-        y: Tensor = self.mlp(self.ln2(x))
-        return y
+        if not answers_on_cpu(x):
+            y = self.mlp(self.ln2(x))
+            return erase(self.drop_path_mlp.add(x, y) if self.scaled else x + y, mask)
+        for part, own in zip(x.split(_ROWS, dim=1), mask.split(_ROWS, dim=1), strict=True):
+            y = self.mlp(self.ln2(part))
+            _ = part.addcmul_(y, self.drop_path_mlp.scale) if self.scaled else part.add_(y)
+            part.mul_(own)
+        return x
 
 
 class ConvBlock(nn.Module):

@@ -1,8 +1,8 @@
 """Convolutions over time, channels last: (B,T,C) in, (B,T,O) out.
 
-Kernels of 1 are plain matrix products. On a CPU, dense kernels of 3 are done by Winograd's minimal filtering F(4,3)
-(Lavin and Gray, 2016): six products where the definition has twelve, about twice as fast, forward and backward; its
-rounding error is about three times that of the plain sum (some 1e-6 relative to the largest output).
+Kernels of 1 are plain matrix products. On a CPU, dense kernels of 3 are done by Winograd's minimal filtering F(6,3)
+(Lavin and Gray, 2016): eight products where the definition has eighteen, about twice as fast, forward and backward; its
+rounding error is about seven times that of the plain sum (some 1e-6 relative to the largest output).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from projects.actionformer.model.linear import Kept, computes_on_cpu
+from projects.actionformer.model.linear import Kept, computes_on_cpu, linear, multiply, pack
 
-# F(4,3) on the points 0, 3/4, -3/4, 3/2, -3/2 and infinity; these, rather than the textbook's 0, 1, -1, 2, -2, keep
-# the transforms well conditioned, and all entries but three are exact in binary.
-_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-_OUT, _IN = 4, 6  # outputs of a tile, and the inputs it needs
+# F(6,3) on these points and infinity: of the symmetric choices the one that rounds least.
+_POINTS = (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0)
+_OUT, _IN = 6, 8  # outputs of a tile, and the inputs it needs
 _FEW = 64  # from this many output channels on the transforms pay
+_PIECE = 512  # tiles that are transformed, multiplied and transformed back together: what is between stays in cache
 
 
 def _transforms() -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
-    """The matrices A (4,6) for outputs, G (6,3) for kernels and B (6,6) for inputs, by Cook and Toom's construction."""
+    """The matrices A (6,8) for outputs, G (8,3) for kernels and B (8,8) for inputs, by Cook and Toom's construction."""
     others = [[b for b in _POINTS if b != a] for a in _POINTS]
     norms = [
         torch.tensor([a - b for b in rest], dtype=torch.float64).prod().item()
@@ -63,20 +63,22 @@ class MaskedConv(nn.Module):
         self.conv = nn.Conv1d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=bias)
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
-        self._kernels = Kept(_transform_kernels)
+        self._kernels = Kept(_pack_kernels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B,T,C) to (B,T/stride,O), zero where mask (B,T/stride,1), of the type of x, is zero."""
         conv = self.conv
         if conv.kernel_size[0] == 1 and conv.stride[0] == 1:
-            y = F.linear(x, conv.weight[:, :, 0], conv.bias)
+            y = linear(x, conv.weight[:, :, 0], conv.bias)
         elif winograd_pays(x, conv):
             y = (
                 _Winograd.apply(x, conv.weight)
                 if torch.is_grad_enabled()
-                else _filter(x, self._kernels.of(conv.weight))
+                else _filter(x, self._kernels.of(conv.weight), conv.out_channels)
             )
             y = y if conv.bias is None else y + conv.bias
+        elif conv.stride[0] == conv.groups == 1 and conv.out_channels < _FEW and computes_on_cpu(x):
+            y = _sum_of_products(x, conv.weight, conv.bias)
         else:
             y = convolve(x, conv.weight, conv.bias, conv.stride[0], conv.groups)
         return y if mask is None else erase(y, mask)
@@ -95,6 +97,17 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, gr
     return y.squeeze(2).transpose(1, 2)
 
 
+def _sum_of_products(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same of few outputs, stride 1: what each step adds to its neighbours in one product, then the sums."""
+    out, _, kernel = weight.shape
+    parts = linear(x, weight.permute(2, 0, 1).flatten(0, 1)).unflatten(2, (kernel, out))
+    parts = F.pad(parts, (0, 0, 0, 0, kernel // 2, kernel // 2))
+    y = parts[:, : x.shape[1], 0]
+    for place in range(1, kernel):
+        y = y + parts[:, place : place + x.shape[1], place]
+    return y if bias is None else y + bias
+
+
 def winograd_pays(x: Tensor, conv: nn.Conv1d) -> bool:
     """Is it float32 on a CPU, dense, of kernel 3 and wide enough?"""
     return (
@@ -106,12 +119,17 @@ def winograd_pays(x: Tensor, conv: nn.Conv1d) -> bool:
 
 
 def _transform_kernels(weight: Tensor) -> Tensor:
-    """(O,C,3) to (6,C,O)."""
-    return torch.einsum("jk,ock->jco", _G, weight)
+    """(O,C,3) to (8,O,C)."""
+    return torch.einsum("jk,ock->joc", _G, weight)
+
+
+def _pack_kernels(weight: Tensor) -> list[Tensor]:
+    """Those eight, each as `multiply` is fastest with."""
+    return [pack(kernel) for kernel in _transform_kernels(weight)]
 
 
 def _tiles(x: Tensor, before: int, size: int) -> Tensor:
-    """(B,T,C) to tiles (B*n,size,C) that begin every 4 rows, the first `before` rows early; zeros beyond the ends.
+    """(B,T,C) to tiles (B*n,size,C) that begin every 6 rows, the first `before` rows early; zeros beyond the ends.
 
     The tiles of one video follow those of the one before in memory, so that all are one strided view. The last tile of
     a video may reach into the next one: only for outputs that are cut off, see `_filter`.
@@ -128,43 +146,43 @@ def _tiles(x: Tensor, before: int, size: int) -> Tensor:
 
 
 def _spectra(matrix: Tensor, tiles: Tensor) -> Tensor:
-    """The transform (6,size) of tiles (n,size,C) as (6,n,C), contiguous: the products then read it row by row."""
+    """The transform (8,size) of tiles (n,size,C) as (8,n,C), contiguous: the products then read it row by row."""
     count, _, channels = tiles.shape
     spectra = tiles.new_empty(_IN, count, channels)
     torch.bmm(matrix.expand(count, -1, -1), tiles, out=spectra.transpose(0, 1))
     return spectra
 
 
-def _filter(x: Tensor, kernels: Tensor) -> Tensor:
-    """The convolution of x (B,T,C) with transformed kernels (6,C,O)."""
-    return _products(_spectra(_B, _tiles(x, 1, _IN)), kernels, x.shape)
-
-
-def _products(spectra: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
-    """(B,T,O) of the transformed tiles (6,n,C) of an input of this shape, and transformed kernels (6,C,O)."""
-    products = torch.bmm(spectra, kernels)  # (6,n,O)
-    y = torch.bmm(_A.expand(products.shape[1], -1, -1), products.transpose(0, 1))
-    return y.view(shape[0], -1, kernels.shape[2])[:, : shape[1]]
+def _filter(x: Tensor, kernels: Sequence[Tensor], out: int) -> Tensor:
+    """The convolution of x (B,T,C) with eight transformed and packed kernels (O,C): (B,T,O)."""
+    tiles = _tiles(x, 1, _IN)
+    y = x.new_empty(len(tiles), _OUT, out)
+    for part, into in zip(tiles.split(_PIECE), y.split(_PIECE), strict=True):
+        spectra = _spectra(_B, part)
+        products = torch.stack([multiply(*pair) for pair in zip(spectra, kernels, strict=True)])  # (8,n,O)
+        torch.bmm(_A.expand(len(part), -1, -1), products.transpose(0, 1), out=into)
+    return y.view(len(x), -1, out)[:, : x.shape[1]]
 
 
 class _Winograd(torch.autograd.Function):
-    """`_filter` with its gradients by the same trick; it keeps the transformed input, 1.5 times the input."""
+    """`_filter` with its gradients by the same trick; transformed inputs are made anew rather than kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        spectra = _spectra(_B, _tiles(x, 1, _IN))
-        ctx.save_for_backward(spectra, weight)
-        return _products(spectra, _transform_kernels(weight), x.shape)
+        ctx.save_for_backward(x, weight)
+        return _filter(x, _pack_kernels(weight), len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (grad,) = grads
-        spectra, weight = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:  # correlation with the kernel reversed
-            to_x = _filter(grad, _transform_kernels(weight.flip(2).transpose(0, 1)))
+            to_x = _filter(grad, _pack_kernels(weight.flip(2).transpose(0, 1)), x.shape[2])
         if ctx.needs_input_grad[1]:
-            slopes = _spectra(_A.t(), _tiles(grad, 0, _OUT))  # (6,n,O)
-            products = torch.bmm(slopes.transpose(1, 2), spectra)  # (6,O,C)
-            to_weight = torch.einsum("jk,joc->ock", _G, products)
+            sums = x.new_zeros(_IN, *weight.shape[:2])
+            given, wanted = _tiles(x, 1, _IN), _tiles(grad, 0, _OUT)
+            for part, slope in zip(given.split(2 * _PIECE), wanted.split(2 * _PIECE), strict=True):
+                sums.baddbmm_(_spectra(_A.t(), slope).transpose(1, 2), _spectra(_B, part))
+            to_weight = torch.einsum("jk,joc->ock", _G, sums)
         return to_x, to_weight

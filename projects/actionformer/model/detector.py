@@ -90,7 +90,7 @@ class Detector(nn.Module):
             )
         lengths = mask.sum(1).tolist() if lengths is None else lengths
         length = self.padding.choose(lengths)
-        x, mask = _fit(features, length).transpose(1, 2), _fit(mask, length)
+        x, mask = _fit(features.transpose(1, 2), length), _fit(mask.unsqueeze(2), length).squeeze(2)
         if self.input_dropout and self.training:
             x = x * F.dropout(x.new_ones(len(x), 1, channels), self.input_dropout)
         levels, masks = self.backbone(x, mask, self.padding.reference(max(lengths)))
@@ -177,5 +177,5 @@ def by_length(net: nn.Module, features: Tensor, mask: Tensor) -> Iterator[tuple[
 
 
 def _fit(x: Tensor, length: int) -> Tensor:
-    """x (...,T) cut or padded with zeros to a length."""
-    return x[..., :length] if x.shape[-1] >= length else F.pad(x, (0, length - x.shape[-1]))
+    """x (B,T,C) cut or padded with zeros to a length."""
+    return x[:, :length] if x.shape[1] >= length else F.pad(x, (0, 0, 0, length - x.shape[1]))

@@ -68,9 +68,9 @@ class Trunk(nn.Module):
     def trunk(self, x: Tensor, mask: Tensor, packing: Packing) -> Tensor:
         """x (B,P,W) and mask (B,P,1) to (B,P,H)."""
         if self.deep:
-            x = F.relu(packing.close(self.input_norm(self.input_proj(x, mask))))
+            x = F.relu_(packing.close(self.input_norm(self.input_proj(x, mask))))
         for index, (conv, normalize) in enumerate(zip(self.head, self.norm, strict=True)):
-            y = F.relu(packing.close(normalize(conv(x, mask))))
+            y = F.relu_(packing.close(normalize(conv(x, mask))))
             x = y + x if self.deep and index % 2 else y
         return x
 
