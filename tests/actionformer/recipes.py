@@ -12,6 +12,19 @@ import torch
 
 from tests.support import Case, fill
 
+OWN = ("annotations.json", "case.json", "constants.json", "keys.json")
+
+
+def save(path: Path, rows: np.ndarray) -> None:
+    """Features as the official layouts store them: by the ending of the name."""
+    match path.suffix:
+        case ".npz":
+            np.savez(path, feats=rows)
+        case ".pt":
+            torch.save(torch.from_numpy(rows), path)
+        case _:
+            np.save(path, rows)
+
 
 def state(case: Case, salt: str) -> dict[str, torch.Tensor]:
     """Official weights of a case with its constants on top; "init" is what the fork's constructor computes."""
@@ -31,18 +44,21 @@ def state(case: Case, salt: str) -> dict[str, torch.Tensor]:
 def write(case: Case, root: Path) -> Path:
     """Everything that the official eval command needs, below `root`; returns the folder of checkpoints."""
     recipe: Any = case.json("case.json")
-    features = recipe["features"]
-    folder = root / features["folder"]
-    folder.mkdir(parents=True)
-    for video, length in features["videos"]:
-        noise = fill.array(f"{video}.bias", (length, features["channels"]), "float32", recipe["salt_ema"])
-        path, rows = folder / f"{features['prefix']}{video}{features['ext']}", (10 * noise).astype(features["dtype"])
-        np.savez(path, feats=rows) if features["ext"] == ".npz" else np.save(path, rows)
+    sources = recipe["features"] if isinstance(recipe["features"], list) else [recipe["features"]]
+    for features in sources:  # side by side, such as Omnivore and EgoVLP, each with its own name or salt
+        folder = root / features["folder"]
+        folder.mkdir(parents=True, exist_ok=True)
+        for video, length in features["videos"]:
+            name = features.get("name", "{video}.bias").format(video=video)
+            salt = features.get("salt", recipe["salt_ema"])
+            rows = 10 * fill.array(name, (length, features["channels"]), "float32", salt)
+            save(folder / f"{features['prefix']}{video}{features['ext']}", rows.astype(features["dtype"]))
     annotations = root / recipe["annotation_file"]
     annotations.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(case.path / "annotations.json", annotations)
-    for scores in case.path.glob("cuhk*.json"):
-        shutil.copy(scores, annotations.parent)
+    for scores in case.path.iterdir():  # whatever else lies there is of the data set: external scores
+        if scores.suffix in (".json", ".pkl") and scores.name not in OWN:
+            shutil.copy(scores, annotations.parent)
     checkpoints = root / "ckpt"
     checkpoints.mkdir()
     average, raw = (state(case, recipe[salt]) for salt in ("salt_ema", "salt_state_dict"))

@@ -48,11 +48,11 @@ def batch(step: int, videos: slice) -> dict[str, Any]:
 class Learner:
     """A network, its step and its normalizer."""
 
-    def __init__(self, *, shared: bool = True, drop_path: float = 0.0) -> None:
+    def __init__(self, *, shared: bool = True, drop_path: float = 0.0, accumulate: int = 1) -> None:
         cfg = configuration(drop_path)
         cfg = cfg.model_copy(
             update={
-                "optim": cfg.optim.model_copy(update={"scale_lr": False}),
+                "optim": cfg.optim.model_copy(update={"scale_lr": False, "accumulate": accumulate}),
                 "loss": cfg.loss.model_copy(update={"norm_shared": shared}),
             }
         )
@@ -72,9 +72,9 @@ class Learner:
             self.step.backward(self.criterion(outputs, given)["total"])
 
 
-def learned(shared: bool) -> tuple[dict[str, Tensor], float]:
-    """Weights and normalizer after six steps, in each process of a pool."""
-    learner = Learner(shared=shared)
+def learned(shared: bool, accumulate: int = 1) -> tuple[dict[str, Tensor], float]:
+    """Weights and normalizer after six batches, two epochs, in each process of a pool."""
+    learner = Learner(shared=shared, accumulate=accumulate)
     learner.learn(range(6))
     return {name: value.detach().clone() for name, value in learner.net.state_dict().items()}, float(
         learner.criterion.norm
@@ -82,9 +82,11 @@ def learned(shared: bool) -> tuple[dict[str, Tensor], float]:
 
 
 @pytest.mark.dist
-def test_two_processes_learn_what_one_does(two: Team) -> None:
-    alone, norm = learned(True)
-    for weights, own in two(learned, True):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_learn_what_one_does(two: Team, accumulate: int) -> None:
+    """With two batches to a step, the last step of each epoch of three has but one."""
+    alone, norm = learned(True, accumulate)
+    for weights, own in two(learned, True, accumulate):
         assert own == pytest.approx(norm, rel=1e-12)
         for name, value in alone.items():
             torch.testing.assert_close(
