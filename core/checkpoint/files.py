@@ -36,6 +36,14 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def existing(path: str | Path) -> Path:
+    """The path of a file that is there. Raises: ValueError saying where it was looked for."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file (working folder {Path.cwd()})")
+    return path
+
+
 def fetch(uri: str | Path) -> Path:
     """The local file that `uri` names: a path, or an http(s) address that is downloaded once and cached.
 
@@ -46,9 +54,7 @@ def fetch(uri: str | Path) -> Path:
     """
     address, _, fragment = str(uri).partition("#sha256=")
     remote = address.startswith(("http://", "https://"))
-    path = _download(address) if remote else Path(address).expanduser()
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file (working folder {Path.cwd()})")
+    path = existing(_download(address) if remote else Path(address).expanduser())
     if fragment:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

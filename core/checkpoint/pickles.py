@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from core.checkpoint.files import existing
+
 StandIn = Callable[[str, str], Any]
 """(module, name) -> a harmless class or function for what a pickle names, or None to refuse the file."""
 
@@ -54,14 +56,12 @@ def read_pickle(path: str | Path, *, stand_in: StandIn | None = None) -> Any:
     Raises:
         ValueError: naming the file and the way out, when it is not there, is damaged or names anything but data.
     """
-    path = Path(path)
+    path = existing(path)
     try:
         with path.open("rb") as file:
             reader = _Unpickler(file, encoding="latin1")
             reader.stand_in = stand_in
             return reader.load()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file (working folder {Path.cwd()})") from None
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: {error}; only pickled numbers, texts, containers and arrays are read. Where you trust the file, "

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core import dist
-from core.checkpoint.files import fetch, replacing
+from core.checkpoint.files import existing, fetch, replacing
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str | None]]
 """A regular expression, and what replaces its first match in a name; a function that returns None drops the name."""
@@ -104,9 +104,7 @@ def read_weights(
     Raises:
         ValueError: naming the file and the way out, when it needs other classes, is damaged or holds no weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file (working folder {Path.cwd()})")
+    path = existing(path)
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:9] == b"{" and not head.startswith(b"PK"):
@@ -129,10 +127,7 @@ def read_inert(path: str | Path) -> Any:
     Raises:
         ValueError: naming the file, when it is missing, damaged, or wants more than making objects.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file (working folder {Path.cwd()})")
-    return _read_inert(path)
+    return _read_inert(existing(path))
 
 
 def load_weights(

@@ -33,6 +33,7 @@ def pad(samples: Sequence[Sample], keys: Sequence[str], length: int | None = Non
     """As `stack`, with zeros after the end of the tensors or arrays (..., T) under `keys`, and `mask`, bool (B, T).
 
     T is `length`, or that of the longest sample, rounded up to a multiple of `multiple`. The mask is True where real.
+    In memory the padded ones lie step by step, as features lie in files: (B, ..., T) is a view of (B, T, ...).
 
     Raises: ValueError naming a sample longer than `length`, or one whose `keys` differ in T.
     """
@@ -45,10 +46,14 @@ def pad(samples: Sequence[Sample], keys: Sequence[str], length: int | None = Non
         )
     total = -(-total // multiple) * multiple
     padded = [
-        sample | {key: F.pad(_tensor(sample[key]), (0, total - own)) for key in keys}
+        sample | {key: _extended(_tensor(sample[key]).movedim(-1, 0), total - own) for key in keys}
         for sample, own in zip(samples, lengths, strict=True)
     ]
-    return stack(padded) | {"mask": torch.arange(total) < torch.tensor(lengths)[:, None]}
+    batch = stack(padded)
+    for key in keys:
+        found = batch[key]
+        batch[key] = found.movedim(1, -1) if isinstance(found, Tensor) else [each.movedim(0, -1) for each in found]
+    return batch | {"mask": torch.arange(total) < torch.tensor(lengths)[:, None]}
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
@@ -69,6 +74,11 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         items = [map_tensors(item, function) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
+
+
+def _extended(steps: Tensor, missing: int) -> Tensor:
+    """(T, ...) with zeros for the missing steps after its end."""
+    return F.pad(steps, (0, 0) * (steps.ndim - 1) + (0, missing))
 
 
 def _length(sample: Sample, keys: Sequence[str]) -> int:

@@ -22,9 +22,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from core.data import Batch, Sample, SampleError
+from core.data import Batch, Sample, SampleError, pad
 from projects.actionformer import custom
 from projects.actionformer.annotations import Annotations, Row, Video, read_annotations, without_repetitions
 from projects.actionformer.config import DataConfig
@@ -291,12 +290,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     Features lie in memory as in their files, step by step, which is what the network reads. `lengths` says without a
     look at the mask, which may be on a GPU, how many features each sample has.
     """
-    lengths = [sample["features"].shape[-1] for sample in samples]
-    rows = pad_sequence([sample["features"].t() for sample in samples], batch_first=True)
-    return {
-        "id": [sample["id"] for sample in samples],
-        "features": rows.transpose(1, 2),
-        "mask": torch.arange(rows.shape[1]) < torch.tensor(lengths)[:, None],
-        "lengths": lengths,
-        **{key: [sample[key] for sample in samples] for key in LISTS},
-    }
+    batch = pad([{key: sample[key] for key in ("id", "features")} for sample in samples], ["features"])
+    batch["lengths"] = [sample["features"].shape[-1] for sample in samples]
+    return {**batch, **{key: [sample[key] for sample in samples] for key in LISTS}}

@@ -479,7 +479,13 @@ def test_pad_hides_nothing_and_adds_zeros(lengths: list[int], multiple: int, ext
         assert batch["mask"][i].tolist() == [True] * n + [False] * (total - n)
         assert torch.equal(batch["features"][i, :, :n], torch.as_tensor(samples[i]["features"]))
     assert not batch["features"][~batch["mask"][:, None].expand_as(batch["features"])].any()
+    assert batch["features"].movedim(-1, 1).is_contiguous()
     assert batch["label"].tolist() == list(range(len(lengths)))
+
+
+def test_pad_leaves_samples_of_unequal_width_apart() -> None:
+    batch = pad([{"x": torch.ones(2, 1)}, {"x": torch.ones(3, 2)}], ["x"])
+    assert [each.tolist() for each in batch["x"]] == [[[1, 0]] * 2, [[1, 1]] * 3]
 
 
 def test_pad_names_what_does_not_fit() -> None:
